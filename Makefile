@@ -1,0 +1,33 @@
+# make test        set up .venv if need be, then run the tests
+# make reproduce   set up .venv if need be, then compress, collect and plot the MNIST comparison
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: reproduce test lint clean
+
+reproduce: $(READY)
+	$(BIN)/python -m experiments.compress -m +experiment=mnist_comparison
+	$(BIN)/python -m experiments.collect
+	$(BIN)/python -m experiments.plot
+	@echo
+	@echo "Done. Open results/figures/frontier_weights.png and results/figures/frontier_bytes.png;"
+	@echo "the numbers are in results/sweeps.csv (one row a run) and results/layers.csv."
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv outputs
+
+# Written last, so that an interrupted installation is taken up again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)

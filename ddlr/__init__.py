@@ -1,0 +1,30 @@
+"""Data-driven low-rank compression of fully connected layers, with certified solves."""
+
+from ddlr.admm import WarmStart
+from ddlr.capture import capture
+from ddlr.certificate import Certificate, certify
+from ddlr.compress import compress
+from ddlr.layers import LowRankLinear
+from ddlr.low_rank import solve_low_rank
+from ddlr.result import (
+    CompressionResult,
+    ConvergenceError,
+    LayerReport,
+    SolverResult,
+    SolverStatus,
+)
+
+__all__ = [
+    "Certificate",
+    "CompressionResult",
+    "ConvergenceError",
+    "LayerReport",
+    "LowRankLinear",
+    "SolverResult",
+    "SolverStatus",
+    "WarmStart",
+    "capture",
+    "certify",
+    "compress",
+    "solve_low_rank",
+]

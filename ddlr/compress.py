@@ -1,0 +1,100 @@
+"""DDLR for whole networks: network in, compressed copy and reports out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ddlr.admm import WarmStart
+from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
+from ddlr.layerwise import LayerProblem, compress_layers
+from ddlr.low_rank import solve_low_rank
+from ddlr.result import CompressionResult, SolverResult
+
+
+def compress(
+    model: nn.Module,
+    calibration: Tensor | Iterable[Tensor],
+    *,
+    relative_tolerance: float,
+    constraint: str = "net_trim",
+    layers: Sequence[str] | None = None,
+    activations: Mapping[str, str] | None = None,
+    tolerance: float = 1e-2,
+    max_iterations: int = 5000,
+    raise_on_failure: bool = True,
+) -> CompressionResult:
+    """Make the fully connected layers of a trained network low-rank, without retraining.
+
+    Each `nn.Linear` is solved on its own, on the original network's activations, by
+    `ddlr.solve_low_rank` with the bound ``relative_tolerance * ||its output||_F``, and replaced by
+    a `LowRankLinear`. A layer whose rank does not save weights stays dense, as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Is left untouched, in its mode, on its device.
+    calibration : Tensor or iterable of Tensor
+        Network inputs, or batches of them, without labels.
+    relative_tolerance : float
+        Bound on the output error of each layer, relative to its output. 0 keeps every layer; 1
+        or more makes every weight zero.
+    constraint : {"net_trim", "hinge"}
+        The output set, see `ddlr.solve_low_rank`.
+    layers : sequence of str, optional
+        Names of the layers to compress; every `nn.Linear` by default.
+    activations : mapping of str to {"relu", "none"}, optional
+        What follows a layer, where `ddlr.capture` should not find out by itself.
+    tolerance, max_iterations
+        Of each solve, see `ddlr.solve_low_rank`.
+    raise_on_failure : bool
+        Whether a solve that does not converge raises; otherwise its status is in the report.
+
+    Returns
+    -------
+    CompressionResult
+        The compressed copy and one `LayerReport` a layer.
+
+    Raises
+    ------
+    ValueError
+        If an argument, a weight or an activation is not usable; names the layer and the value.
+    ConvergenceError
+        If a solve does not reach its tolerance; carries its result.
+
+    References
+    ----------
+    Papadimitriou and Jain (2021), arXiv 2107.05787.
+    """
+
+    def solve(problem: LayerProblem) -> SolverResult:
+        return solve_low_rank(
+            problem.inputs,
+            problem.targets,
+            problem.radius,
+            activation=problem.activation,
+            constraint=constraint,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            warm_start=WarmStart(problem.weight, problem.bias),
+        )
+
+    return compress_layers(
+        model,
+        calibration,
+        relative_tolerance=relative_tolerance,
+        solve=solve,
+        store=store_low_rank,
+        layers=layers,
+        activations=activations,
+        raise_on_failure=raise_on_failure,
+    )
+
+
+def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
+    """Factorise a weight, or None where the factors would not be smaller than its live part."""
+    live_out, live_in = (weight != 0).any(dim=1), (weight != 0).any(dim=0)
+    if weight.any() and not saves_weights(
+        numerical_rank(weight), int(live_in.sum()), int(live_out.sum())
+    ):
+        return None
+    return LowRankLinear.from_weight(weight, bias)

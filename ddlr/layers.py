@@ -1,0 +1,134 @@
+"""Low-rank layers: factorisation, the break-even rule, and how much a layer stores."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+BYTES_A_VALUE = 4
+_INDEX_BYTES = ((8, 1), (16, 2), (32, 4), (64, 8))
+
+
+class LowRankLinear(nn.Sequential):
+    """A linear layer of given rank: two `nn.Linear` in sequence, the first without bias.
+
+    Parameters
+    ----------
+    in_features, out_features, rank : int
+        Rank 0 is allowed, and leaves only the bias.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, **factory):
+        # Left uninitialised: torch warns when it initialises a layer of width 0.
+        super().__init__(
+            nn.utils.skip_init(nn.Linear, in_features, rank, bias=False, **factory),
+            nn.utils.skip_init(nn.Linear, rank, out_features, **factory),
+        )
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, bias: Tensor, rank: int | None = None) -> "LowRankLinear":
+        """Factorise a weight of shape (out_features, in_features), truncated to `rank` if given."""
+        left, right = factorise(weight, rank)
+        out_features, in_features = weight.shape
+        layer = cls(
+            in_features, out_features, right.shape[0], dtype=weight.dtype, device=weight.device
+        )
+        with torch.no_grad():
+            layer[0].weight.copy_(right)
+            layer[1].weight.copy_(left)
+            layer[1].bias.copy_(bias)
+        return layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The product of the factors, shape (out_features, in_features)."""
+        return self[1].weight @ self[0].weight
+
+    @property
+    def bias(self) -> Tensor:
+        return self[1].bias
+
+
+def factorise(weight: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
+    """Split a weight into left (out_features, rank) and right (rank, in_features) of equal norm.
+
+    Rows and columns that are zero in the weight are exactly zero in the factors too. Without a
+    rank the numerical rank is taken.
+    """
+    rows, columns = (weight != 0).any(dim=1), (weight != 0).any(dim=0)
+    block = weight[rows][:, columns]
+    u, values, vh = torch.linalg.svd(block.double(), full_matrices=False)
+    if rank is None:
+        rank = _rank_of(values, block)
+    root = values[:rank].sqrt()
+    left = weight.new_zeros(weight.shape[0], len(root))
+    right = weight.new_zeros(len(root), weight.shape[1])
+    left[rows] = (u[:, :rank] * root).to(weight.dtype)
+    right[:, columns] = (root[:, None] * vh[:rank]).to(weight.dtype)
+    return left, right
+
+
+def numerical_rank(weight: Tensor) -> int:
+    """Number of singular values above the rounding of the weight's dtype.
+
+    Rounding the entries of a matrix is like adding noise to them, which moves singular values by
+    about eps * (sqrt(rows) + sqrt(columns)) times the largest entry.
+    """
+    return _rank_of(torch.linalg.svdvals(weight.double()), weight)
+
+
+def _rank_of(values: Tensor, weight: Tensor) -> int:
+    if values.numel() == 0:
+        return 0
+    noise = torch.finfo(weight.dtype).eps * sum(math.sqrt(side) for side in weight.shape)
+    return int((values > noise * values[0]).sum())
+
+
+def saves_weights(rank: int, in_features: int, out_features: int) -> bool:
+    """The break-even rule: whether two factors hold fewer weights than the dense layer."""
+    return rank * (in_features + out_features) < in_features * out_features
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """What a layer stores, without its bias.
+
+    Attributes
+    ----------
+    form : {"low_rank", "sparse", "dense"}
+    parameters : int
+        Factor entries, or nonzero entries. Zero rows and columns are removed, not counted.
+    bytes : int
+        4 bytes a value; a sparse weight in CSR with the smallest index types that fit, or as a
+        dense array where that is smaller.
+    """
+
+    form: str
+    parameters: int
+    bytes: int
+
+
+def layer_size(layer: nn.Module) -> LayerSize:
+    """Read the size off an `nn.Linear` or a `LowRankLinear`.
+
+    A linear layer is sparse if it has zeros other than whole rows and columns.
+    """
+    if isinstance(layer, LowRankLinear):
+        inputs = int((layer[0].weight != 0).any(dim=0).sum())
+        outputs = int((layer[1].weight != 0).any(dim=1).sum())
+        parameters = layer.rank * (inputs + outputs)
+        return LayerSize("low_rank", parameters, BYTES_A_VALUE * parameters)
+    stored = layer.weight != 0
+    nonzeros = int(stored.sum())
+    rows, columns = int(stored.any(dim=1).sum()), int(stored.any(dim=0).sum())
+    dense_bytes = BYTES_A_VALUE * rows * columns
+    if nonzeros == rows * columns:
+        return LayerSize("dense", nonzeros, dense_bytes)
+    indices = nonzeros * _index_bytes(columns - 1) + (rows + 1) * _index_bytes(nonzeros)
+    return LayerSize("sparse", nonzeros, min(dense_bytes, BYTES_A_VALUE * nonzeros + indices))
+
+
+def _index_bytes(largest: int) -> int:
+    return next(size for bits, size in _INDEX_BYTES if largest < 2**bits)

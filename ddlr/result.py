@@ -1,0 +1,126 @@
+"""What solvers and compressions return, and the error that carries an unfinished result."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor, nn
+
+
+class SolverStatus(StrEnum):
+    """How a solve ended. The values stand in records and tables."""
+
+    CONVERGED = "converged"
+    ITERATION_LIMIT = "iteration_limit"
+    UNCHANGED = "unchanged"
+
+    @property
+    def message(self) -> str:
+        return {
+            SolverStatus.CONVERGED: "the certified gap and the violation are within tolerance",
+            SolverStatus.ITERATION_LIMIT: "the iteration limit was reached before the tolerance",
+            SolverStatus.UNCHANGED: "nothing was solved: a tolerance of 0 keeps the layer",
+        }[self]
+
+
+@dataclass(frozen=True)
+class SolverResult:
+    """A solved layer with its certificate.
+
+    Attributes
+    ----------
+    weight : Tensor, shape (out_features, in_features)
+        The exactly low-rank or exactly sparse iterate.
+    bias : Tensor, shape (out_features,)
+    status : SolverStatus
+    iterations : int
+    objective : float
+        Norm of `weight`.
+    lower_bound : float
+        Proven lower bound on the optimal objective, from `dual`.
+    relative_gap : float
+        (objective - lower_bound) / objective; 0 where the objective is 0. Slightly negative where
+        a violation within tolerance buys an objective below the optimum.
+    violation : float
+        max(0, ||D||_F / radius - 1) of `weight` and `bias`, D the deviation from the output set.
+    dual : Tensor, shape (samples, out_features)
+        Dual variable of the output constraint; `ddlr.certify` repairs and scales it.
+    seconds : float
+    """
+
+    weight: Tensor
+    bias: Tensor
+    status: SolverStatus
+    iterations: int
+    objective: float
+    lower_bound: float
+    relative_gap: float
+    violation: float
+    dual: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of a compressed network, measured on the calibration samples.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name in ``model.named_modules()``.
+    in_features, out_features : int
+    activation : {"relu", "none"}
+        What follows the layer, as far as the bound is concerned.
+    form : {"low_rank", "sparse", "dense"}
+        How the layer is stored. "dense" is the original weight: no smaller form was found.
+    rank : int
+        Numerical rank of the stored weight.
+    nonzeros : int
+        Nonzero entries of the stored weight.
+    parameters_kept, parameters_dense : int
+        Weights stored, and weights of the original layer; no biases. Inputs and outputs that are
+        zero on every calibration sample are removed, and not counted as kept.
+    bytes_stored : int
+        See `ddlr.layers.LayerSize`.
+    relative_error : float
+        ||stored layer's output - original output||_F / ||original output||_F.
+    relative_tolerance : float
+        The bound that was asked for.
+    violation : float
+        max(0, ||D||_F / radius - 1) of the stored layer.
+    status, relative_gap, iterations, seconds
+        Of the solve that chose the weight.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    activation: str
+    form: str
+    rank: int
+    nonzeros: int
+    parameters_kept: int
+    parameters_dense: int
+    bytes_stored: int
+    relative_error: float
+    relative_tolerance: float
+    violation: float
+    status: SolverStatus
+    relative_gap: float
+    iterations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A compressed copy of a network, and a report on each of its compressed layers."""
+
+    model: nn.Module
+    layers: tuple[LayerReport, ...]
+
+
+class ConvergenceError(RuntimeError):
+    """A solve that did not reach its tolerance. `result` holds how far it came."""
+
+    def __init__(self, message: str, result: SolverResult):
+        super().__init__(message)
+        self.result = result

