@@ -1,0 +1,128 @@
+"""Turn tables into figures: ``python -m experiments.plot``. Needs neither torch nor a network."""
+
+import logging
+from pathlib import Path
+
+import hydra
+import matplotlib
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from omegaconf import DictConfig
+
+from experiments.configuration import CONFIG_PATH
+from experiments.records import write_whole
+
+log = logging.getLogger(__name__)
+
+# One style a method in all figures; colours of Okabe and Ito, told apart by every kind of sight.
+METHOD_STYLES = {
+    "ddlr": {"label": "DDLR (nuclear norm)", "color": "#0072B2", "marker": "o"},
+    "nettrim": {"label": "Net-Trim (l1)", "color": "#D55E00", "marker": "s"},
+}
+NETWORK_TITLES = {
+    "lenet_300_100": "LeNet-300-100",
+    "lenet5": "LeNet-5, FC layers",
+    "mlp_digits": "MLP 64-48-32-10",
+}
+DATASET_TITLES = {"mnist": "MNIST", "digits": "digits"}
+SIZES = {
+    "weights": ("kept_fraction", "weights kept"),
+    "bytes": ("bytes_fraction", "bytes kept"),
+}
+# Accuracies further below the dense network are of no use to anybody and would flatten the rest.
+_POINTS_SHOWN = 10
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="plot")
+def main(cfg: DictConfig) -> None:
+    matplotlib.use("Agg")
+    table = Path(cfg.results_dir) / "sweeps.csv"
+    if not table.is_file():
+        raise FileNotFoundError(
+            f"there is no {table}; make it with python -m experiments.compress, then "
+            "python -m experiments.collect"
+        )
+    sweeps = pd.read_csv(table)
+    sweeps["bytes_fraction"] = sweeps["bytes_stored"] / sweeps["bytes_dense"]
+    for counted in SIZES:
+        path = Path(cfg.results_dir) / "figures" / f"frontier_{counted}.png"
+        save(frontier(sweeps, counted), path)
+        log.info("%s", path)
+
+
+def frontier(sweeps: pd.DataFrame, counted: str) -> Figure:
+    """Test accuracy against size, one panel a network, one line a method and output set.
+
+    A point is the mean over seeds at one tolerance, its bar the range over them.
+    """
+    column, label = SIZES[counted]
+    networks = list(sweeps.groupby(["dataset", "model"], sort=False))
+    figure, panels = plt.subplots(
+        1, len(networks), figsize=(5.2 * len(networks), 4.2), squeeze=False, layout="constrained"
+    )
+    for axes, ((dataset, model), rows) in zip(panels[0], networks, strict=True):
+        dense = rows["accuracy_dense"].mean()
+        for (method, constraint), line in rows.groupby(["method", "constraint"]):
+            _draw_line(axes, line, column, method, constraint)
+        axes.axhline(dense, color="black", linestyle=":", linewidth=1.2)
+        axes.annotate(
+            f"dense, {dense:.2f} %",
+            (0.02, dense),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=9,
+        )
+        axes.set_ylim(dense - _POINTS_SHOWN, dense + 0.08 * _POINTS_SHOWN)
+        axes.set_title(
+            f"{NETWORK_TITLES.get(model, model)} on {DATASET_TITLES.get(dataset, dataset)}"
+        )
+        axes.set_xlabel(f"{label} (% of the dense layers)")
+        _percent_axis(axes)
+    panels[0][0].set_ylabel("test accuracy (%)")
+    panels[0][0].legend(loc="lower right", frameon=False)
+    return figure
+
+
+def _draw_line(
+    axes: Axes, rows: pd.DataFrame, column: str, method: str, constraint: str
+) -> None:
+    style = dict(METHOD_STYLES[method])
+    if constraint == "hinge":
+        style["label"] += ", hinge set"
+        style["linestyle"] = "--"
+    points = rows.groupby("relative_tolerance")[[column, "accuracy"]].agg(["mean", "min", "max"])
+    size, accuracy = 100 * points[column], points["accuracy"]
+    axes.errorbar(
+        size["mean"],
+        accuracy["mean"],
+        xerr=[size["mean"] - size["min"], size["max"] - size["mean"]],
+        yerr=[accuracy["mean"] - accuracy["min"], accuracy["max"] - accuracy["mean"]],
+        markersize=5,
+        linewidth=1.6,
+        capsize=0,
+        **style,
+    )
+
+
+def _percent_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(True, which="major", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Figure, path: Path) -> None:
+    # Without the software version in it, the same table gives the same file.
+    write_whole(path, lambda scratch: figure.savefig(scratch, dpi=150, metadata={"Software": None}))
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

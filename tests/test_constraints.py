@@ -1,0 +1,108 @@
+"""Projections are the nearest points of their sets, and the sets imply the guarantee."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddlr.constraints import OutputSet
+
+cases = st.tuples(
+    st.sampled_from(["net_trim", "hinge"]),
+    st.sampled_from(["relu", "none"]),
+    st.integers(0, 10**6),
+    st.floats(0.01, 3.0),
+)
+
+
+def make(constraint: str, activation: str, seed: int, radius: float):
+    generator = torch.Generator().manual_seed(seed)
+    point, targets = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64) * 2
+    targets = targets.relu() if activation == "relu" else targets
+    return OutputSet(targets, radius, activation, constraint), point
+
+
+def in_set(outputs: OutputSet, point: torch.Tensor) -> bool:
+    deviation = outputs.deviation(point)
+    inside = deviation.norm() <= outputs.radius * (1 + 1e-9)
+    if outputs.constraint == "net_trim" and outputs.inactive is not None:
+        inside &= bool((deviation[outputs.inactive] <= 1e-12).all())
+    return bool(inside)
+
+
+@given(cases, st.integers(0, 10**6))
+def test_projection_satisfies_the_variational_inequality(case, other_seed):
+    """<x - Px, z - Px> <= 0 for every z of the set, which only the nearest point satisfies."""
+    outputs, point = make(*case)
+    projected = outputs.project(point)
+    assert in_set(outputs, projected)
+    _, other = make(*case[:2], other_seed, case[3])
+    other = outputs.project(other)
+    assert ((point - projected) * (other - projected)).sum() <= 1e-9
+    # The boundary point on the way to the target is the closest rival of a wrong radius.
+    exact = outputs.nearest_exact(point)
+    assert ((point - projected) * (exact - projected)).sum() <= 1e-9
+    assert torch.allclose(outputs.project(projected), projected)
+
+
+@settings(max_examples=8, deadline=None)
+@given(cases)
+def test_projection_agrees_with_cvxpy(case):
+    outputs, point = make(*case)
+    variable, slack = cp.Variable(point.shape), cp.Variable(point.shape)
+    targets = outputs.targets.numpy()
+    active = np.ones_like(targets, dtype=bool) if outputs.inactive is None else targets > 0
+    allowed = 0 if outputs.constraint == "net_trim" else slack
+    constraints = [
+        cp.multiply(active, variable - targets) <= slack,
+        cp.multiply(active, targets - variable) <= slack,
+        cp.multiply(~active, variable) <= allowed,
+        cp.norm(slack, "fro") <= outputs.radius,
+    ]
+    distance = cp.norm(variable - point.numpy(), "fro")
+    cp.Problem(cp.Minimize(distance), constraints).solve(solver="CLARABEL")
+    assert np.allclose(outputs.project(point).numpy(), variable.value, atol=1e-5)
+
+
+@given(cases)
+def test_both_sets_imply_the_guarantee(case):
+    outputs, point = make(*case)
+    projected = outputs.project(point)
+    final = projected.relu() if outputs.activation == "relu" else projected
+    assert (final - outputs.targets).norm() <= outputs.radius * (1 + 1e-9)
+
+
+@given(cases)
+def test_net_trim_lies_inside_hinge(case):
+    outputs, point = make(*case)
+    narrow = OutputSet(outputs.targets, outputs.radius, outputs.activation, "net_trim")
+    wide = OutputSet(outputs.targets, outputs.radius, outputs.activation, "hinge")
+    assert in_set(wide, narrow.project(point))
+
+
+@pytest.mark.parametrize("constraint", ["net_trim", "hinge"])
+def test_best_constant_output_is_the_best(constraint):
+    outputs, _ = make(constraint, "relu", 3, 1.0)
+    best = outputs.best_constant_output()
+    least = outputs.deviation(best.expand_as(outputs.targets)).norm()
+    for step in torch.linspace(-0.3, 0.3, 7):
+        moved = (best + step).expand_as(outputs.targets)
+        if constraint == "hinge" or in_set(OutputSet(outputs.targets, 99, "relu", "net_trim"), moved):
+            assert outputs.deviation(moved).norm() >= least - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(2, 2), -1.0, "relu", "hinge"), "radius is -1.0"),
+        ((torch.ones(2, 2), float("nan"), "relu", "hinge"), "radius is nan"),
+        ((torch.ones(2, 2), 1.0, "gelu", "hinge"), "activation is 'gelu'"),
+        ((torch.ones(2, 2), 1.0, "relu", "ball"), "constraint is 'ball'"),
+        ((-torch.ones(2, 2), 1.0, "relu", "hinge"), "must not be negative"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        OutputSet(*arguments)
