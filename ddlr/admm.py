@@ -120,6 +120,8 @@ def minimise_norm(
     """
     started = time.perf_counter()
     check_problem(inputs, outputs.targets, tolerance, max_iterations)
+    if warm_start is not None:
+        _check_warm_start(warm_start, inputs, outputs.targets)
 
     def certificate(weight: Tensor, bias: Tensor, dual: Tensor, dtype: torch.dtype) -> Certificate:
         return certify(
@@ -240,7 +242,8 @@ class _Splitting:
     def rebalance(self, iteration: int, proof: Certificate, tolerance: float) -> None:
         """Move the output penalty to where the size of the dual variable wants it.
 
-        Now and then also the aim itself: up if feasibility is what is missing, down if the gap is. Changes end at `_LAST_REBALANCE`, since convergence is proven for constant penalties.
+        Now and then also the aim itself: up if feasibility is what is missing, down if the gap is.
+        Changes end at `_LAST_REBALANCE`, since convergence is proven for constant penalties.
         """
         if iteration > _LAST_REBALANCE:
             return
@@ -291,6 +294,20 @@ def check_problem(inputs: Tensor, targets: Tensor, tolerance: float, max_iterati
         raise ValueError(f"tolerance is {tolerance}; it must be positive")
     if max_iterations < 1:
         raise ValueError(f"max_iterations is {max_iterations}; it must be at least 1")
+
+
+def _check_warm_start(start: WarmStart | SolverResult, inputs: Tensor, targets: Tensor) -> None:
+    wanted = {
+        "weight": (targets.shape[1], inputs.shape[1]),
+        "bias": (targets.shape[1],),
+        "dual": tuple(targets.shape),
+    }
+    for name, shape in wanted.items():
+        value = getattr(start, name)
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(
+                f"warm_start.{name} has shape {tuple(value.shape)}; it must be {shape}"
+            )
 
 
 def _least_squares(inputs: CentredInputs, targets: Tensor) -> WarmStart:

@@ -1,6 +1,7 @@
 """Low-rank layers: factorisation, the break-even rule, and how much a layer stores."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +21,12 @@ class LowRankLinear(nn.Sequential):
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, **factory):
-        # Left uninitialised: torch warns when it initialises a layer of width 0.
-        super().__init__(
-            nn.utils.skip_init(nn.Linear, in_features, rank, bias=False, **factory),
-            nn.utils.skip_init(nn.Linear, rank, out_features, **factory),
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            super().__init__(
+                nn.Linear(in_features, rank, bias=False, **factory),
+                nn.Linear(rank, out_features, **factory),
+            )
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
 
     @classmethod

@@ -83,7 +83,7 @@ def compress_layers(
     """
     if not (isinstance(relative_tolerance, int | float) and relative_tolerance >= 0):
         raise ValueError(
-            f"relative_tolerance is {relative_tolerance!r}; it must be a number that is not negative"
+            f"relative_tolerance is {relative_tolerance!r}; it must be a number from 0 upwards"
         )
     names = _linear_layers(model, layers)
     activations = dict(activations or {})

@@ -36,7 +36,7 @@ def solve_low_rank(
         Output of the original layer, after its activation.
     radius : float
         Frobenius bound on the output error, in units of `targets`. From the norm of the targets
-        upwards the zero weight is returned.
+        upwards the zero weight is returned. For radius 0 violations are relative to that norm.
     activation : {"relu", "none"}
         What follows the layer.
     constraint : {"net_trim", "hinge"}

@@ -1,6 +1,7 @@
 """The networks of the comparison. Layers that are compressed are called ``fc1``, ``fc2``, ..."""
 
 from collections import OrderedDict
+from itertools import pairwise
 
 from torch import nn
 
@@ -36,7 +37,7 @@ def lenet5() -> nn.Sequential:
 
 def _fully_connected(*widths: int) -> nn.Sequential:
     network = OrderedDict(flatten=nn.Flatten())
-    for layer, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+    for layer, (before, after) in enumerate(pairwise(widths), start=1):
         network[f"fc{layer}"] = nn.Linear(before, after)
         if layer < len(widths) - 1:
             network[f"relu{layer}"] = nn.ReLU()

@@ -87,9 +87,7 @@ def frontier(sweeps: pd.DataFrame, counted: str) -> Figure:
     return figure
 
 
-def _draw_line(
-    axes: Axes, rows: pd.DataFrame, column: str, method: str, constraint: str
-) -> None:
+def _draw_line(axes: Axes, rows: pd.DataFrame, column: str, method: str, constraint: str) -> None:
     style = dict(METHOD_STYLES[method])
     if constraint == "hinge":
         style["label"] += ", hinge set"

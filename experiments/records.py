@@ -48,9 +48,10 @@ def read_records(folder: Path) -> list[dict]:
     for path in sorted(folder.glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            record["row"], record["layers"]  # noqa: B018
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a run record ({error}); remove it") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); remove it") from error
+        if not {"row", "layers"} <= set(record):
+            raise ValueError(f"{path} is not a run record: it has no row or no layers; remove it")
         records.append(record)
     return records
 

@@ -46,7 +46,7 @@ def track(
                     f"layer/{layer['layer']}/{key}": value
                     for layer in layers
                     for key, value in layer.items()
-                    if key not in ("run", "layer")
+                    if key not in summary and key != "layer"
                 }
             )
 

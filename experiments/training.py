@@ -75,8 +75,8 @@ def check_fits(network: nn.Module, dataset: Dataset) -> None:
         network(image.to(next(network.parameters()).device))
     except RuntimeError as error:
         raise ValueError(
-            f"the network does not take images of shape {tuple(image.shape[1:])}, which dataset "
-            f"{dataset.name!r} has; choose a model that fits (digits: mlp_digits) or another dataset"
+            f"the network does not take images of shape {tuple(image.shape[1:])}, as dataset "
+            f"{dataset.name!r} has them; choose a model that fits (mlp_digits for digits)"
         ) from error
 
 

@@ -61,9 +61,9 @@ def test_projection_agrees_with_cvxpy(case):
         cp.multiply(~active, variable) <= allowed,
         cp.norm(slack, "fro") <= outputs.radius,
     ]
-    distance = cp.norm(variable - point.numpy(), "fro")
+    distance = cp.sum_squares(variable - point.numpy())
     cp.Problem(cp.Minimize(distance), constraints).solve(solver="CLARABEL")
-    assert np.allclose(outputs.project(point).numpy(), variable.value, atol=1e-5)
+    assert np.allclose(outputs.project(point).numpy(), variable.value, atol=1e-4)
 
 
 @given(cases)
@@ -89,7 +89,9 @@ def test_best_constant_output_is_the_best(constraint):
     least = outputs.deviation(best.expand_as(outputs.targets)).norm()
     for step in torch.linspace(-0.3, 0.3, 7):
         moved = (best + step).expand_as(outputs.targets)
-        if constraint == "hinge" or in_set(OutputSet(outputs.targets, 99, "relu", "net_trim"), moved):
+        if constraint == "hinge" or in_set(
+            OutputSet(outputs.targets, 99, "relu", "net_trim"), moved
+        ):
             assert outputs.deviation(moved).norm() >= least - 1e-12
 
 

@@ -1,0 +1,192 @@
+"""The whole path as a user walks it, on real digits: train, sweep, collect, plot, read wandb."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_method
+
+from experiments.configuration import CONFIG_PATH, REPOSITORY
+from experiments.records import read_records
+
+DIGITS = ("dataset=digits", "model=mlp_digits")
+
+
+def command(name: str, *overrides: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a command in a folder that is not the repository, writing only below it."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", f"experiments.{name}"),
+            *overrides,
+            *(f"results_dir={folder}/results", f"output_dir={folder}/outputs"),
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    """A folder after training and a sweep of both methods at two tolerances."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    done = command("train_baseline", *DIGITS, "model.training.epochs=15", folder=folder)
+    assert done.returncode == 0, done.stderr
+    done = command(
+        "compress",
+        "-m",
+        *DIGITS,
+        "calibration_samples=300",
+        "method=ddlr,nettrim",
+        "method.relative_tolerance=0.1,0.3",
+        folder=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    done = command("collect", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_checkpoint_says_what_it_is_and_is_not_overwritten(swept):
+    path = swept / "results/checkpoints/mlp_digits_digits_seed0.safetensors"
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert described["accuracy"]["test"] > 90
+    assert described["seed"] == 0
+    assert {"config", "data_sha256", "provenance", "sha256"} <= set(described)
+    before = path.read_bytes()
+    done = command("train_baseline", *DIGITS, "model.training.epochs=1", folder=swept)
+    assert "overwrite=true" in done.stdout
+    assert path.read_bytes() == before
+
+
+def test_records_hold_config_versions_and_checkpoint(swept):
+    records = read_records(swept / "results/records")
+    assert len(records) == 4
+    for record in records:
+        assert record["config"]["calibration_samples"] == 300
+        assert record["provenance"]["versions"]["torch"]
+        assert record["checkpoint"]["model"] == "mlp_digits"
+        assert len(record["layers"]) == 3
+
+
+def test_tables_hold_a_row_a_run_and_a_row_a_layer(swept):
+    sweeps = pd.read_csv(swept / "results/sweeps.csv")
+    layers = pd.read_csv(swept / "results/layers.csv")
+    assert sorted(zip(sweeps["method"], sweeps["relative_tolerance"], strict=True)) == [
+        ("ddlr", 0.1),
+        ("ddlr", 0.3),
+        ("nettrim", 0.1),
+        ("nettrim", 0.3),
+    ]
+    assert (sweeps["status"] == "converged").all()
+    assert (sweeps["worst_violation"] <= 1e-3).all()
+    assert (sweeps["worst_relative_gap"] <= 1e-2).all()
+    drop = sweeps["accuracy_dense"] - sweeps["accuracy"]
+    assert (drop - sweeps["accuracy_drop"]).abs().max() < 1e-3
+    # The two tables tell of the same networks.
+    total = layers.groupby("run")[["parameters_kept", "parameters_dense", "bytes_stored"]].sum()
+    for column in total:
+        assert (sweeps.set_index("run")[column].sort_index() == total[column].sort_index()).all()
+    assert (layers["relative_error"] <= layers["relative_tolerance"] * (1 + 1e-3)).all()
+
+
+def test_a_rerun_gives_the_same_numbers_in_the_same_row(swept):
+    before = pd.read_csv(swept / "results/sweeps.csv").drop(columns="seconds")
+    overrides = ("calibration_samples=300", "method=nettrim", "method.relative_tolerance=0.3")
+    done = command("compress", *DIGITS, *overrides, "tracking=none", folder=swept)
+    assert done.returncode == 0, done.stderr
+    assert command("collect", folder=swept).returncode == 0
+    after = pd.read_csv(swept / "results/sweeps.csv").drop(columns="seconds")
+    pd.testing.assert_frame_equal(before, after)
+
+
+def test_figures_are_drawn_from_the_table_alone(swept):
+    done = command("plot", folder=swept)
+    assert done.returncode == 0, done.stderr
+    for counted in ("weights", "bytes"):
+        figure = swept / f"results/figures/frontier_{counted}.png"
+        assert figure.read_bytes().startswith(b"\x89PNG")
+    code = "import sys, experiments.plot; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_offline_wandb_runs_of_a_sweep_can_be_read_back(swept):
+    folders = sorted((swept / "outputs/wandb").glob("offline-run-*"))
+    assert len(folders) == 4
+    runs = [read_wandb(folder) for folder in folders]
+    assert len({run["group"] for run in runs}) == 1
+    rows = pd.read_csv(swept / "results/sweeps.csv").set_index("run")
+    for run in runs:
+        row = rows.loc[run["summary"]["run"]]
+        assert run["job_type"] == "compress"
+        assert run["summary"]["accuracy"] == pytest.approx(row["accuracy"])
+        assert run["config"]["method"]["relative_tolerance"] == row["relative_tolerance"]
+        table = pd.DataFrame(run["table"]["data"], columns=run["table"]["columns"])
+        assert list(table["layer"]) == ["fc1", "fc2", "fc3"]
+        assert run["summary"]["layer/fc2/rank"] == table["rank"][1]
+
+
+def read_wandb(folder: Path) -> dict:
+    """Group, config, summary and table of an offline run, as wandb itself reads them back."""
+    wandb = Path(sys.executable).with_name("wandb")
+    printed = subprocess.run(
+        [wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True
+    ).stdout
+    entries = [json.loads(line) for line in printed.splitlines()]
+    run = next(entry["run"] for entry in entries if entry["type"] == "run")
+    summary = {}
+    for entry in entries:
+        summary |= entry.get("summary", {}).get("update", {})
+    (table,) = (folder / "files/media/table").glob("layers_*.table.json")
+    return {
+        "group": run["run_group"],
+        "job_type": run["job_type"],
+        "config": run["config"]["update"],
+        "summary": summary,
+        "table": json.loads(table.read_text()),
+    }
+
+
+def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path):
+    done = command("compress", *DIGITS, "seed=7", "tracking=none", folder=tmp_path)
+    assert done.returncode != 0
+    making = "python -m experiments.train_baseline model=mlp_digits dataset=digits seed=7"
+    assert making in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "messages"),
+    [
+        ("method=ddlrr", ["Could not find 'method/ddlrr'", "ddlr", "nettrim"]),
+        ("method.tolerence=1e-3", ["Could not override 'method.tolerence'"]),
+        ("model=lenet5", ["does not take images of shape (1, 8, 8)", "mlp_digits"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(override, messages, tmp_path):
+    name = "train_baseline" if override.startswith("model") else "compress"
+    done = command(name, "dataset=digits", override, folder=tmp_path)
+    assert done.returncode != 0
+    for message in messages:
+        assert message in done.stderr
+
+
+def config_choices() -> list[tuple[str, ...]]:
+    conf = Path(CONFIG_PATH)
+    groups = ("dataset", "model", "method", "tracking")
+    choices = [(f"{group}={path.stem}",) for group in groups for path in conf.glob(f"{group}/*")]
+    return choices + [(f"+experiment={path.stem}",) for path in conf.glob("experiment/*")]
+
+
+@pytest.mark.parametrize("overrides", config_choices(), ids="".join)
+def test_every_choice_composes_and_its_target_exists(overrides):
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        cfg = compose("compress", overrides=list(overrides))
+    for group in ("dataset", "model", "method"):
+        assert callable(get_method(cfg[group]._target_))
+        assert cfg[group].name
+    assert REPOSITORY / "results" == Path(cfg.results_dir)

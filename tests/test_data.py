@@ -1,0 +1,87 @@
+"""Data are split without overlap, fetched from the first source that delivers, never half."""
+
+import hashlib
+
+import pytest
+import torch
+
+from experiments import data
+from experiments.data import DataUnavailableError, load_dataset
+
+
+def test_digits_are_split_without_overlap_and_reproducibly(digits):
+    assert (len(digits.train), len(digits.held_out), len(digits.test)) == (1200, 200, 397)
+    again = load_dataset("digits", "unused", held_out=200)
+    assert torch.equal(digits.train.images, again.train.images)
+    assert digits.sha256 == again.sha256
+    images = torch.cat([part.images for part in (digits.train, digits.held_out, digits.test)])
+    assert len(images.flatten(1).unique(dim=0)) == 1797
+    assert images.shape[1:] == (1, 8, 8)
+    assert (images.min(), images.max()) == (0, 1)
+
+
+def test_calibration_comes_from_train_by_seed(digits):
+    drawn = digits.calibration(50, seed=3)
+    assert torch.equal(drawn, digits.calibration(50, seed=3))
+    assert not torch.equal(drawn, digits.calibration(50, seed=4))
+    assert len(drawn.flatten(1).unique(dim=0)) == 50
+    train = {image.numpy().tobytes() for image in digits.train.images}
+    assert all(image.numpy().tobytes() in train for image in drawn)
+
+
+@pytest.mark.parametrize("samples", [0, -1, 1201])
+def test_a_calibration_set_that_cannot_be_drawn_is_refused(samples, digits):
+    with pytest.raises(ValueError, match=f"calibration_samples is {samples}"):
+        digits.calibration(samples, seed=0)
+
+
+def test_unknown_dataset_and_impossible_split_are_refused():
+    with pytest.raises(ValueError, match="'imagenet' is unknown; choose one of mnist, digits"):
+        load_dataset("imagenet", "unused", held_out=10)
+    with pytest.raises(ValueError, match="held_out is 1400"):
+        load_dataset("digits", "unused", held_out=1400)
+
+
+CONTENT = {"images": b"many pixels", "labels": b"many labels"}
+HASHES = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENT.items()}
+
+
+def delivering(content: dict[str, bytes]):
+    def fetch(scratch):
+        for name, value in content.items():
+            (scratch / name).write_bytes(value)
+        return scratch
+
+    return fetch
+
+
+def failing(_scratch):
+    raise OSError("no route")
+
+
+def test_the_next_source_is_tried_and_nothing_else_stays_behind(tmp_path):
+    wrong = {**CONTENT, "labels": b"half of the la"}
+    sources = {"a": failing, "b": delivering(wrong), "c": delivering({**CONTENT, "readme": b"x"})}
+    data._ensure_files("set", tmp_path / "set", HASHES, sources)
+    assert {path.name for path in (tmp_path / "set").iterdir()} == set(CONTENT)
+
+
+def test_files_on_disk_are_used_and_damaged_ones_replaced(tmp_path):
+    delivering(CONTENT)(tmp_path)
+    data._ensure_files("set", tmp_path, HASHES, {"a": failing})
+    (tmp_path / "labels").write_bytes(b"damaged")
+    data._ensure_files("set", tmp_path, HASHES, {"a": delivering(CONTENT)})
+    assert (tmp_path / "labels").read_bytes() == CONTENT["labels"]
+
+
+def test_without_a_source_the_error_says_what_to_do_and_leaves_no_file(tmp_path):
+    with pytest.raises(DataUnavailableError) as caught:
+        data._ensure_files(
+            "set", tmp_path, HASHES, {"a": failing, "b": delivering({"images": b"truncated"})}
+        )
+    message = str(caught.value)
+    assert str(tmp_path.resolve()) in message
+    assert all(name in message and digest in message for name, digest in HASHES.items())
+    assert "dataset=digits" in message
+    assert "no route" in message
+    assert not list(tmp_path.iterdir())

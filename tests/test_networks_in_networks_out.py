@@ -1,0 +1,197 @@
+"""`ddlr.compress` and `nettrim.prune`, on a network trained on real digits and on odd ones."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import ddlr
+import nettrim
+from ddlr import LowRankLinear, SolverStatus
+from experiments.metrics import accuracy
+from experiments.networks import mlp_digits
+from experiments.training import train
+
+METHODS = {"ddlr": ddlr.compress, "nettrim": nettrim.prune}
+
+
+@pytest.fixture(scope="module")
+def network(digits) -> nn.Module:
+    torch.manual_seed(0)
+    model = mlp_digits()
+    recipe = {"epochs": 15, "batch_size": 32, "learning_rate": 5e-3, "weight_decay": 1e-2}
+    train(model, digits, **recipe, seed=0, device=torch.device("cpu"))
+    assert accuracy(model, digits.held_out) > 90
+    return model
+
+
+def small_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 5))
+
+
+INPUTS = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("constraint", ["net_trim", "hinge"])
+def test_each_layer_keeps_its_promise(method, constraint, network, digits):
+    calibration = digits.calibration(300, seed=0)
+    before = copy.deepcopy(network.state_dict())
+    result = METHODS[method](network, calibration, relative_tolerance=0.2, constraint=constraint)
+
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert [report.name for report in result.layers] == ["fc1", "fc2", "fc3"]
+    assert [report.activation for report in result.layers] == ["relu", "relu", "none"]
+    # In parallel order each layer answers for the original network's activations.
+    activations = calibration.flatten(1)
+    for report in result.layers:
+        original = network.get_submodule(report.name)
+        compressed = result.model.get_submodule(report.name)
+        wanted, got = original(activations), compressed(activations)
+        if report.activation == "relu":
+            wanted, got = wanted.relu(), got.relu()
+        error = ((got - wanted).norm() / wanted.norm()).item()
+        assert error <= 0.2 * (1 + 1e-3)
+        assert report.relative_error == pytest.approx(error, rel=1e-3)
+        assert report.status is SolverStatus.CONVERGED
+        assert abs(report.relative_gap) <= 1e-2
+        assert report.violation <= 1e-3
+        assert 0 < report.parameters_kept < report.parameters_dense
+        assert report.rank == torch.linalg.matrix_rank(compressed.weight, rtol=1e-5)
+        assert report.form == ("low_rank" if method == "ddlr" else "sparse")
+        activations = wanted
+    assert accuracy(result.model, digits.held_out) > 60
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pixels_and_units_that_are_never_on_are_removed(method, network, digits):
+    calibration = digits.calibration(300, seed=0)
+    dead = ~calibration.flatten(1).any(dim=0)
+    assert dead.any()
+    result = METHODS[method](network, calibration, relative_tolerance=0.1, layers=["fc1"])
+    assert not result.model.fc1.weight[:, dead].any()
+    report = result.layers[0]
+    live_pixels = int((~dead).sum())
+    live_units = int((network.fc1(calibration.flatten(1)) > 0).any(dim=0).sum())
+    if method == "ddlr":
+        assert report.parameters_kept == report.rank * (live_pixels + live_units)
+    else:
+        assert report.parameters_kept == report.nonzeros
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tolerance_zero_keeps_the_function_and_one_gives_zero_weights(method):
+    model = small_network()
+    same = METHODS[method](model, INPUTS, relative_tolerance=0)
+    assert torch.equal(same.model(INPUTS), model(INPUTS))
+    assert {report.status for report in same.layers} == {SolverStatus.UNCHANGED}
+    for tolerance in (1, 2.5):
+        nothing = METHODS[method](model, INPUTS, relative_tolerance=tolerance)
+        assert all(not nothing.model[layer].weight.any() for layer in (0, 2))
+        assert all(report.parameters_kept == 0 for report in nothing.layers)
+        assert all(report.relative_error <= 1 + 1e-6 for report in nothing.layers)
+        assert nothing.model(INPUTS).shape == (100, 5)
+
+
+def test_a_layer_that_would_not_shrink_stays_as_it_was():
+    model = small_network()
+    result = ddlr.compress(model, INPUTS, relative_tolerance=1e-3)
+    assert result.layers[0].form == "dense"
+    assert torch.equal(result.model[0].weight, model[0].weight)
+    assert result.layers[0].relative_error == 0
+    assert result.layers[0].parameters_kept == 8 * 12
+
+
+def test_the_compressed_network_can_be_saved_loaded_and_exported(tmp_path):
+    result = ddlr.compress(small_network(), INPUTS, relative_tolerance=0.3)
+    assert any(isinstance(layer, LowRankLinear) for layer in result.model)
+    torch.save(result.model.state_dict(), tmp_path / "compressed.pt")
+    again = copy.deepcopy(result.model)
+    again.load_state_dict(torch.load(tmp_path / "compressed.pt"))
+    exported = torch.export.export(result.model, (INPUTS,)).module()
+    assert torch.equal(again(INPUTS), result.model(INPUTS))
+    assert torch.allclose(exported(INPUTS), result.model(INPUTS), atol=1e-6)
+
+
+class Odd(nn.Module):
+    """No bias, a functional ReLU, nested modules, an output that is never positive."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.ModuleDict({"inner": nn.Linear(8, 12, bias=False)})
+        self.head = nn.Linear(12, 5)
+        self.unused = nn.Linear(3, 3)
+        self.body["inner"].weight.data[0] = 0
+
+    def forward(self, x):
+        return functional.log_softmax(self.head(functional.relu(self.body["inner"](x))), dim=1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_odd_networks(method):
+    model = Odd().double()
+    layers = ["body.inner", "head"]
+    batches = (batch.double() for batch in INPUTS.split(30))
+    result = METHODS[method](model, batches, relative_tolerance=0.3, layers=layers)
+    assert [report.activation for report in result.layers] == ["relu", "none"]
+    assert not result.model.body["inner"].weight[0].any()
+    assert result.model(INPUTS.double()).shape == (100, 5)
+    with pytest.raises(ValueError, match="layer 'unused' was not called"):
+        METHODS[method](model, INPUTS.double(), relative_tolerance=0.3)
+
+
+def test_an_explicit_activation_overrides_what_is_found():
+    result = ddlr.compress(
+        small_network(), INPUTS, relative_tolerance=0.3, activations={"0": "none"}
+    )
+    assert [report.activation for report in result.layers] == ["none", "none"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_solve_that_does_not_converge_raises_or_is_reported(method):
+    arguments = {"relative_tolerance": 0.1, "max_iterations": 1}
+    with pytest.raises(ddlr.ConvergenceError, match="layer '0': the iteration limit") as caught:
+        METHODS[method](small_network(), INPUTS, **arguments)
+    assert caught.value.result.iterations == 1
+    result = METHODS[method](small_network(), INPUTS, **arguments, raise_on_failure=False)
+    assert result.layers[0].status is SolverStatus.ITERATION_LIMIT
+
+
+def broken_weight() -> nn.Module:
+    model = small_network()
+    model[2].weight.data[0, 0] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"relative_tolerance": -0.1}, "relative_tolerance is -0.1"),
+        ({"relative_tolerance": float("nan")}, "relative_tolerance is nan"),
+        ({"relative_tolerance": "a lot"}, "relative_tolerance is 'a lot'"),
+        ({"calibration": torch.full((4, 8), float("inf"))}, "layer '0': inputs has 32 values"),
+        ({"calibration": torch.zeros(0, 8)}, "calibration set is empty"),
+        ({"calibration": []}, "calibration set is empty"),
+        ({"layers": ["1"]}, "layer '1' is not an nn.Linear"),
+        ({"layers": ["fc9"]}, "layer 'fc9' is not an nn.Linear"),
+        ({"activations": {"7": "relu"}}, "activations names layer '7'"),
+        ({"activations": {"0": "gelu"}}, r"activations\['0'\] is 'gelu'"),
+        ({"constraint": "ball"}, "constraint is 'ball'"),
+        ({"model": broken_weight()}, "layer '2': its weight has 1 values that are not finite"),
+        ({"model": nn.Sequential(nn.Conv2d(1, 1, 1))}, "no nn.Linear layer"),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_arguments_are_named(method, change, message):
+    arguments = {
+        "model": small_network(),
+        "calibration": INPUTS,
+        "relative_tolerance": 0.1,
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        METHODS[method](**arguments)

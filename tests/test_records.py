@@ -1,0 +1,81 @@
+"""Files are written whole or not at all, and tables merge by run."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from experiments.checkpoints import (
+    CheckpointError,
+    checkpoint_path,
+    load_checkpoint,
+    save_checkpoint,
+)
+from experiments.collect import merge
+from experiments.records import identity, read_records, write_json, write_whole
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_scratch(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("complete")
+
+    def interrupted(scratch):
+        scratch.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, interrupted)
+    assert path.read_text() == "complete"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_records_are_strict_json_and_others_are_named(tmp_path):
+    write_json(tmp_path / "a.json", {"row": {"gap": math.nan}, "layers": [{"x": 1.5}]})
+    assert read_records(tmp_path) == [{"row": {"gap": None}, "layers": [{"x": 1.5}]}]
+    (tmp_path / "b.json").write_text(json.dumps({"no": "record"}))
+    with pytest.raises(ValueError, match=r"b\.json is not a run record"):
+        read_records(tmp_path)
+
+
+def test_identity_depends_on_content_alone():
+    assert identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1})
+    assert identity({"a": 1}) != identity({"a": 2})
+
+
+def rows(**columns) -> pd.DataFrame:
+    return pd.DataFrame(columns)
+
+
+def test_a_rerun_replaces_its_earlier_self_and_other_rows_stay(tmp_path):
+    path = tmp_path / "layers.csv"
+    merge(path, rows(run=["b", "b", "a"], layer=["fc2", "fc1", "fc1"], rank=[1, 2, 3]))
+    merge(path, rows(run=["b"], layer=["fc2"], rank=[9]))
+    merge(path, rows(run=["c"], layer=["fc1"], rank=[4], new=[0.5]))
+    table = pd.read_csv(path)
+    assert list(zip(table["run"], table["layer"], table["rank"], strict=True)) == [
+        ("a", "fc1", 3),
+        ("b", "fc2", 9),
+        ("c", "fc1", 4),
+    ]
+
+
+def test_checkpoints_come_back_and_mismatches_are_refused(tmp_path):
+    path = checkpoint_path(tmp_path, "net", "digits", 0)
+    with pytest.raises(CheckpointError, match="make it with\n  train it"):
+        load_checkpoint(path, nn.Linear(3, 2), "train it")
+    network = nn.Linear(3, 2)
+    save_checkpoint(path, network, {"seed": 0})
+    again = nn.Linear(3, 2)
+    assert load_checkpoint(path, again, "train it")["seed"] == 0
+    assert torch.equal(again.weight, network.weight)
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        load_checkpoint(path, nn.Linear(4, 2), "train it")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"is not what net_digits_seed0\.json describes"):
+        load_checkpoint(path, again, "train it")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(CheckpointError, match="is missing beside"):
+        load_checkpoint(path, again, "train it")
