@@ -1,6 +1,7 @@
 """Turn records into tables: ``python -m experiments.collect``.
 
-A row replaces the row of the same run that a table already has; all other rows stay.
+A row replaces the row of the same run that a table already has; all other rows stay. From the
+whole table follows `sizes.csv`: the smallest network of each method within a drop of accuracy.
 """
 
 import logging
@@ -15,6 +16,7 @@ from experiments.records import read_records, write_whole
 
 log = logging.getLogger(__name__)
 
+ACCURACY_DROPS = (0.5, 1.0)
 _ORDER = [
     "dataset",
     "model",
@@ -41,6 +43,9 @@ def main(cfg: DictConfig) -> None:
     merge(results / "sweeps.csv", pd.DataFrame([record["row"] for record in records]))
     layers = [layer for record in records for layer in record["layers"]]
     merge(results / "layers.csv", pd.DataFrame(layers))
+    sizes = smallest_sizes(pd.read_csv(results / "sweeps.csv"))
+    write_whole(results / "sizes.csv", lambda scratch: sizes.to_csv(scratch, index=False))
+    log.info("%s:\n%s", results / "sizes.csv", sizes.to_string(index=False))
 
 
 def merge(path: Path, rows: pd.DataFrame) -> None:
@@ -53,6 +58,27 @@ def merge(path: Path, rows: pd.DataFrame) -> None:
     rows = rows.sort_values([key for key in _ORDER if key in rows], kind="stable")
     write_whole(path, lambda scratch: rows.to_csv(scratch, index=False, float_format="%.8g"))
     log.info("%s: %d rows, of %d runs from the records", path, len(rows), added)
+
+
+def smallest_sizes(sweeps: pd.DataFrame) -> pd.DataFrame:
+    """The least that must be kept for a drop of test accuracy of at most 0.5 and 1.0 points.
+
+    Sizes and drops are means over seeds; the setting in `relative_tolerance` is the smallest by
+    weights. Where no setting keeps the drop, there is no row.
+    """
+    choice = ["dataset", "model", "method", "constraint", "refit", "order"]
+    sweeps = sweeps.assign(bytes_fraction=sweeps["bytes_stored"] / sweeps["bytes_dense"])
+    means = sweeps.groupby([*choice, "calibration_samples", "relative_tolerance"])[
+        ["kept_fraction", "bytes_fraction", "accuracy_drop"]
+    ].mean()
+    tables = []
+    for drop in ACCURACY_DROPS:
+        within = means[means["accuracy_drop"] <= drop].reset_index()
+        best = within.loc[within.groupby(choice)["kept_fraction"].idxmin()]
+        least_bytes = within.groupby(choice)["bytes_fraction"].min().to_numpy()
+        tables.append(best.assign(largest_drop=drop, bytes_fraction=least_bytes))
+    columns = [*choice, "largest_drop", "kept_fraction", "bytes_fraction", "relative_tolerance"]
+    return pd.concat(tables).sort_values([*choice, "largest_drop"])[columns].round(4)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH
@@ -23,17 +23,17 @@ METHOD_STYLES = {
     "nettrim": {"label": "Net-Trim (l1)", "color": "#D55E00", "marker": "s"},
 }
 NETWORK_TITLES = {
-    "lenet_300_100": "LeNet-300-100",
-    "lenet5": "LeNet-5, FC layers",
-    "mlp_digits": "MLP 64-48-32-10",
+    "lenet_300_100": "LeNet-300-100 on MNIST",
+    "lenet5": "LeNet-5 on MNIST, FC layers",
+    "mlp_digits": "MLP 64-48-32-10 on digits",
 }
-DATASET_TITLES = {"mnist": "MNIST", "digits": "digits"}
 SIZES = {
     "weights": ("kept_fraction", "weights kept"),
     "bytes": ("bytes_fraction", "bytes kept"),
 }
 # Accuracies further below the dense network are of no use to anybody and would flatten the rest.
 _POINTS_SHOWN = 10
+_SIZE_TICKS = (0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="plot")
@@ -59,11 +59,12 @@ def frontier(sweeps: pd.DataFrame, counted: str) -> Figure:
     A point is the mean over seeds at one tolerance, its bar the range over them.
     """
     column, label = SIZES[counted]
-    networks = list(sweeps.groupby(["dataset", "model"], sort=False))
+    models = sorted(sweeps["model"].unique(), key=lambda model: _position(model, NETWORK_TITLES))
     figure, panels = plt.subplots(
-        1, len(networks), figsize=(5.2 * len(networks), 4.2), squeeze=False, layout="constrained"
+        1, len(models), figsize=(5.2 * len(models), 4.2), squeeze=False, layout="constrained"
     )
-    for axes, ((dataset, model), rows) in zip(panels[0], networks, strict=True):
+    for axes, model in zip(panels[0], models, strict=True):
+        rows = sweeps[sweeps["model"] == model]
         dense = rows["accuracy_dense"].mean()
         for (method, constraint), line in rows.groupby(["method", "constraint"]):
             _draw_line(axes, line, column, method, constraint)
@@ -77,14 +78,19 @@ def frontier(sweeps: pd.DataFrame, counted: str) -> Figure:
             fontsize=9,
         )
         axes.set_ylim(dense - _POINTS_SHOWN, dense + 0.08 * _POINTS_SHOWN)
-        axes.set_title(
-            f"{NETWORK_TITLES.get(model, model)} on {DATASET_TITLES.get(dataset, dataset)}"
-        )
+        shown = rows[rows["accuracy"] > dense - _POINTS_SHOWN]
+        axes.set_xlim(100 * shown[column].min() / 1.25, 100 * shown[column].max() * 1.1)
+        axes.set_title(NETWORK_TITLES.get(model, model))
         axes.set_xlabel(f"{label} (% of the dense layers)")
         _percent_axis(axes)
     panels[0][0].set_ylabel("test accuracy (%)")
     panels[0][0].legend(loc="lower right", frameon=False)
     return figure
+
+
+def _position(name: str, known: dict) -> int:
+    """Where a name stands in the order of a table of names; new ones come last."""
+    return list(known).index(name) if name in known else len(known)
 
 
 def _draw_line(axes: Axes, rows: pd.DataFrame, column: str, method: str, constraint: str) -> None:
@@ -94,23 +100,24 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, column: str, method: str, constra
         style["linestyle"] = "--"
     points = rows.groupby("relative_tolerance")[[column, "accuracy"]].agg(["mean", "min", "max"])
     size, accuracy = 100 * points[column], points["accuracy"]
-    axes.errorbar(
-        size["mean"],
-        accuracy["mean"],
-        xerr=[size["mean"] - size["min"], size["max"] - size["mean"]],
-        yerr=[accuracy["mean"] - accuracy["min"], accuracy["max"] - accuracy["mean"]],
-        markersize=5,
-        linewidth=1.6,
-        capsize=0,
-        **style,
-    )
+    axes.plot(size["mean"], accuracy["mean"], markersize=5, linewidth=1.6, **style)
+    if rows["seed"].nunique() > 1:
+        axes.errorbar(
+            size["mean"],
+            accuracy["mean"],
+            xerr=[size["mean"] - size["min"], size["max"] - size["mean"]],
+            yerr=[accuracy["mean"] - accuracy["min"], accuracy["max"] - accuracy["mean"]],
+            fmt="none",
+            ecolor=style["color"],
+            linewidth=1,
+        )
 
 
 def _percent_axis(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(FixedLocator(_SIZE_TICKS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,7 @@ from experiments.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from experiments.collect import merge
+from experiments.collect import merge, smallest_sizes
 from experiments.records import identity, read_records, write_json, write_whole
 
 
@@ -79,3 +79,21 @@ def test_checkpoints_come_back_and_mismatches_are_refused(tmp_path):
     path.with_suffix(".json").unlink()
     with pytest.raises(CheckpointError, match="is missing beside"):
         load_checkpoint(path, again, "train it")
+
+
+def test_smallest_sizes_are_means_over_seeds_within_the_drop():
+    table = rows(
+        relative_tolerance=[0.1, 0.1, 0.2, 0.2, 0.3],
+        kept_fraction=[0.5, 0.7, 0.3, 0.3, 0.1],
+        bytes_stored=[5, 7, 3, 3, 1],
+        bytes_dense=[10] * 5,
+        accuracy_drop=[0.1, 0.3, 0.4, 1.0, 3.0],
+        calibration_samples=[500] * 5,
+        **{key: ["x"] * 5 for key in ("dataset", "model", "method", "constraint")},
+        **{key: ["y"] * 5 for key in ("refit", "order")},
+    )
+    sizes = smallest_sizes(table)
+    assert list(sizes["largest_drop"]) == [0.5, 1.0]
+    assert list(sizes["kept_fraction"]) == [0.6, 0.3]
+    assert list(sizes["bytes_fraction"]) == [0.6, 0.3]
+    assert list(sizes["relative_tolerance"]) == [0.1, 0.2]
