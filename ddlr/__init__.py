@@ -1,6 +1,6 @@
 """Data-driven low-rank compression of fully connected layers, with certified solves."""
 
-from ddlr.admm import WarmStart
+from ddlr.admm import CentredInputs, WarmStart
 from ddlr.capture import capture
 from ddlr.certificate import Certificate, certify
 from ddlr.compress import compress
@@ -15,6 +15,7 @@ from ddlr.result import (
 )
 
 __all__ = [
+    "CentredInputs",
     "Certificate",
     "CompressionResult",
     "ConvergenceError",

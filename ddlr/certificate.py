@@ -12,8 +12,12 @@ from torch import Tensor
 
 from ddlr.proximal import Norm
 
-VIOLATION_LIMIT = 1e-3
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 2048
+
+
+def violation_limit(tolerance: float) -> float:
+    """The violation that a tolerance on the gap goes with."""
+    return min(1e-3, tolerance)
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,8 @@ class Certificate:
 
     def within(self, tolerance: float) -> bool:
         """Whether gap and violation are both within what `tolerance` promises."""
-        return abs(self.relative_gap) <= tolerance and self.constraint_violation <= min(
-            VIOLATION_LIMIT, tolerance
-        )
+        met = self.constraint_violation <= violation_limit(tolerance)
+        return met and abs(self.relative_gap) <= tolerance
 
 
 def certify(
@@ -84,38 +87,11 @@ def certify(
     Lagrangian duality for the program of Aghasi et al. (2020), arXiv 1806.06457, with the bias
     free and the norm exchanged.
     """
-    active = targets > 0 if activation == "relu" else torch.ones_like(targets, dtype=torch.bool)
-
-    dual = dual.to(dtype)
-    dual = torch.where(active, dual, dual.clamp(max=0))
-    counts = active.sum(dim=0)
-    dual = torch.where(active, dual - dual.sum(dim=0) / counts.clamp(min=1), dual)
-    # A column without any active entry sums to zero only if it is zero.
-    dual = dual * (counts > 0)
-
-    on, off = 0.0, 0.0
-    adjoint = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
-    # The columns of the dual sum to zero, so that any constant may be taken from the inputs; the
-    # mean keeps rounding in the sums from being multiplied by a large offset.
-    mean = inputs.mean(dim=0)
-    for start in range(0, len(inputs), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        samples, wanted, here = inputs[rows].to(dtype), targets[rows].to(dtype), active[rows]
-        outputs = torch.addmm(bias.to(dtype), samples, weight.to(dtype).T)
-        on += torch.where(here, outputs - wanted, 0).double().square().sum().item()
-        off += torch.where(here, 0, outputs.clamp(min=0)).double().square().sum().item()
-        adjoint.addmm_(dual[rows].T, samples - mean.to(dtype))
-
-    dual = dual * _best_scale(dual, adjoint, active, targets, radius, norm, constraint)
-    lower_bound = _dual_value(dual, active, targets, radius, constraint)
-
+    lower_bound, dual = _bound(dual, inputs, targets, radius, norm, activation, constraint, dtype)
     objective = norm.value(weight)
-    scale = radius or torch.linalg.vector_norm(targets, dtype=torch.float64).item() or 1.0
-    violation = max(0.0, (math.sqrt(on + off) - radius) / scale)
-    if constraint == "hinge":
-        constraint_violation = violation
-    else:
-        constraint_violation = (math.sqrt(max(on, radius**2) + off) - radius) / scale
+    violation, constraint_violation = measure_violations(
+        weight, bias, inputs, targets, radius, activation, constraint, dtype
+    )
     return Certificate(
         objective=objective,
         lower_bound=lower_bound,
@@ -126,36 +102,104 @@ def certify(
     )
 
 
-def _best_scale(
+def measure_violations(
+    weight: Tensor,
+    bias: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    radius: float,
+    activation: str,
+    constraint: str,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[float, float]:
+    """`violation` and `constraint_violation` of `Certificate`, from the weight and bias alone."""
+    on, off = _deviation_norms(weight, bias, inputs, targets, activation, dtype)
+    scale = radius or torch.linalg.vector_norm(targets, dtype=torch.float64).item() or 1.0
+    violation = max(0.0, (math.hypot(on, off) - radius) / scale)
+    if constraint == "hinge":
+        return violation, violation
+    return violation, (math.hypot(max(on, radius), off) - radius) / scale
+
+
+def _deviation_norms(
+    weight: Tensor,
+    bias: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    activation: str,
+    dtype: torch.dtype,
+) -> tuple[float, float]:
+    """Frobenius norms of D on Omega and off it."""
+    squares = torch.zeros(2, dtype=torch.float64, device=inputs.device)
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    for rows in _row_blocks(inputs):
+        wanted = targets[rows].to(dtype)
+        miss = torch.addmm(bias, inputs[rows].to(dtype), weight.T).sub_(wanted)
+        if activation == "relu":
+            active = wanted > 0
+            squares[1] += miss.masked_fill(active, 0).clamp_(min=0).double().square_().sum()
+            miss.masked_fill_(~active, 0)
+        squares[0] += miss.double().square_().sum()
+    on, off = squares.sqrt().tolist()
+    return on, off
+
+
+def _bound(
     dual: Tensor,
-    adjoint: Tensor,
-    active: Tensor,
+    inputs: Tensor,
     targets: Tensor,
     radius: float,
     norm: Norm,
+    activation: str,
     constraint: str,
-) -> Tensor:
-    """Factors of the columns of `dual`, shape (out_features,), that make it feasible.
+    dtype: torch.dtype,
+) -> tuple[float, Tensor]:
+    """The lower bound that a repaired dual variable proves, and that variable."""
+    features = targets.shape[1]
+    relu = activation == "relu"
+    counts = (targets > 0).sum(dim=0) if relu else torch.full_like(targets[0], len(targets))
+    sums = torch.zeros(features, dtype=torch.float64, device=dual.device)
+    for rows in _row_blocks(dual):
+        sums += _clamped(dual[rows], targets[rows], relu).sum(dim=0, dtype=torch.float64)
+    # A column without any active entry sums to zero only if it is zero: it gets no scale below.
+    shift = sums / counts.clamp(min=1)
 
-    Column m may be scaled by at most 1 / size_m. Scaling all alike by s, and less only where the
-    limit asks for it, is tried for every s at which some column meets its limit.
-    """
-    limits = torch.nan_to_num(1 / norm.dual_sizes(adjoint).double(), posinf=0.0)
-    gains = (dual * targets).sum(dim=0, dtype=torch.float64)
-    costs = _paid(dual, active, constraint).square().sum(dim=0, dtype=torch.float64)
+    adjoint = torch.zeros(features, inputs.shape[1], dtype=dtype, device=dual.device)
+    gains, costs = torch.zeros(2, features, dtype=torch.float64, device=dual.device)
+    repaired = torch.empty_like(dual)
+    # The columns of the dual sum to zero, so that any constant may be taken from the inputs; the
+    # mean keeps rounding in the sums from being multiplied by a large offset.
+    mean = inputs.mean(dim=0)
+    for rows in _row_blocks(dual):
+        block = _clamped(dual[rows].to(dtype), targets[rows], relu)
+        if relu:
+            active = targets[rows] > 0
+            block.sub_(active * shift.to(dtype))
+        else:
+            block.sub_(shift.to(dtype))
+        adjoint.addmm_(block.T, (inputs[rows] - mean).to(dtype))
+        repaired[rows] = block
+        gains += (block * targets[rows]).sum(dim=0, dtype=torch.float64)
+        if relu and constraint == "net_trim":
+            block.mul_(active)
+        costs += block.double().square_().sum(dim=0)
+
+    limits = torch.nan_to_num(1 / norm.dual_sizes(adjoint).double(), posinf=0.0) * (counts > 0)
+    # Column m may be scaled by at most limits[m]. Scaling all alike by s, and less only where the
+    # limit asks for it, is tried for every s at which some column meets its limit.
     candidates = torch.minimum(limits.unique()[:, None], limits)
     values = candidates @ gains - radius * (candidates.square() @ costs).sqrt()
-    return candidates[values.argmax()].to(dual.dtype)
+    best = values.argmax()
+    # No norm is below 0, so 0 is a bound too.
+    return max(0.0, values[best].item()), repaired.mul_(candidates[best].to(dual.dtype))
 
 
-def _dual_value(
-    dual: Tensor, active: Tensor, targets: Tensor, radius: float, constraint: str
-) -> float:
-    """Value of a feasible dual variable; 0 is a bound too, since a norm is never negative."""
-    paid = torch.linalg.vector_norm(_paid(dual, active, constraint), dtype=torch.float64)
-    return max(0.0, (dual * targets).sum(dtype=torch.float64).item() - radius * paid.item())
+def _clamped(dual: Tensor, targets: Tensor, relu: bool) -> Tensor:
+    """A copy of the dual variable with what is positive off Omega set to 0."""
+    return torch.where(targets > 0, dual, dual.clamp(max=0)) if relu else dual.clone()
 
 
-def _paid(dual: Tensor, active: Tensor, constraint: str) -> Tensor:
-    """The part of the dual variable whose norm the radius multiplies."""
-    return dual if constraint == "hinge" else torch.where(active, dual, 0)
+def _row_blocks(matrix: Tensor) -> list[slice]:
+    """Blocks of samples, so that no copy in another precision is held as a whole."""
+    starts = range(0, len(matrix), _ROWS_AT_ONCE)
+    return [slice(start, start + _ROWS_AT_ONCE) for start in starts]

@@ -40,38 +40,42 @@ class OutputSet:
             raise ValueError("targets of a ReLU layer must not be negative")
 
     @cached_property
-    def inactive(self) -> Tensor | None:
-        """Entries off Omega, or None where there are none by definition."""
-        return self.targets <= 0 if self.activation == "relu" else None
+    def active(self) -> Tensor | None:
+        """1 on Omega and 0 off it, or None where Omega is everything.
 
-    @cached_property
-    def _lower(self) -> Tensor:
-        # On Omega the deviation-free interval is the point [Y, Y], off it (where Y = 0) (-inf, Y].
-        if self.inactive is None:
-            return self.targets
-        return self.targets.masked_fill(self.inactive, -math.inf)
-
-    def nearest_exact(self, outputs: Tensor) -> Tensor:
-        """The nearest output without deviation: ``outputs - deviation(outputs)``."""
-        return torch.clamp(outputs, self._lower, self.targets)
+        In the dtype of the targets: multiplying by it is several times faster than masking.
+        """
+        return (self.targets > 0).to(self.targets.dtype) if self.activation == "relu" else None
 
     def deviation(self, outputs: Tensor) -> Tensor:
         """D: what in `outputs` departs from the targets, shape (samples, out_features)."""
-        return outputs - self.nearest_exact(outputs)
+        on, off = self._split_deviation(outputs)
+        return on if off is None else on.add_(off)
 
     def project(self, outputs: Tensor) -> Tensor:
         """Euclidean projection: shrink the deviation radially, clearing it first where forbidden.
 
         For `net_trim` the deviation off Omega is cleared and the rest shrunk to the radius.
         """
-        exact = self.nearest_exact(outputs)
-        deviation = outputs - exact
-        if self.constraint == "net_trim" and self.inactive is not None:
-            deviation.masked_fill_(self.inactive, 0)
-        size = torch.linalg.vector_norm(deviation)
+        on, off = self._split_deviation(outputs)
+        if off is None:
+            shrunk, projected = on, outputs.clone()
+        elif self.constraint == "hinge":
+            shrunk, projected = on.add_(off), outputs.clone()
+        else:
+            shrunk, projected = on, outputs - off
+        size = torch.linalg.vector_norm(shrunk)
         # The minimum covers an output inside the ball, also one without any deviation (0 / 0).
-        shrink = torch.clamp(self.radius / size, max=1).nan_to_num_(nan=1.0)
-        return exact.addcmul_(deviation, shrink)
+        keep = torch.clamp(self.radius / size, max=1).nan_to_num_(nan=1.0)
+        return projected.sub_(shrunk.mul_(1 - keep))
+
+    def _split_deviation(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """D on Omega, and D off it (None where Omega is everything)."""
+        difference = outputs - self.targets
+        if self.active is None:
+            return difference, None
+        on = difference * self.active
+        return on, difference.sub_(on).clamp_(min=0)
 
     def violation(self, outputs: Tensor) -> float:
         """max(0, ||D||_F / radius - 1); for radius 0, ||D||_F relative to ||targets||_F."""
@@ -87,8 +91,8 @@ class OutputSet:
         For `net_trim` an output that is off on some sample may not be positive, so its bias is 0.
         """
         mean = self.targets.mean(dim=0)
-        if self.constraint == "net_trim" and self.inactive is not None:
-            mean = mean.masked_fill(self.inactive.any(dim=0), 0)
+        if self.constraint == "net_trim" and self.active is not None:
+            mean = mean * self.active.amin(dim=0)
         return mean
 
 

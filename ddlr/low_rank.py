@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from ddlr.admm import WarmStart, minimise_norm
+from ddlr.admm import CentredInputs, WarmStart, minimise_norm
 from ddlr.constraints import OutputSet
 from ddlr.proximal import NUCLEAR
 from ddlr.result import SolverResult
 
 
 def solve_low_rank(
-    inputs: Tensor,
+    inputs: Tensor | CentredInputs,
     targets: Tensor,
     radius: float,
     *,
@@ -30,8 +30,9 @@ def solve_low_rank(
 
     Parameters
     ----------
-    inputs : Tensor, shape (samples, in_features)
-        The solve follows their device and dtype. float32 serves tolerances down to about 1e-4.
+    inputs : Tensor, shape (samples, in_features), or CentredInputs of one
+        The solve follows their device and dtype. float32 serves tolerances down to about 1e-4. For
+        several solves of one layer, ``CentredInputs(inputs)`` shares the eigendecomposition.
     targets : Tensor, shape (samples, out_features)
         Output of the original layer, after its activation.
     radius : float

@@ -18,9 +18,9 @@ def soft_threshold(matrix: Tensor, threshold: float) -> Tensor:
 def singular_value_threshold(matrix: Tensor, threshold: float) -> Tensor:
     """Proximal operator of ``threshold * ||.||_*``: shrink each singular value towards zero.
 
-    Computed from the eigenvectors of the smaller Gram matrix, formed and decomposed in float64, so
-    it costs O(M N min(M, N)) with the constant of a matrix product. Singular values below about
-    1e-8 of the largest are resolved as zero.
+    Computed from the eigenvectors of the smaller Gram matrix, so it costs O(M N min(M, N)) with
+    the constant of a matrix product, and nothing in it waits for the device. Singular values are
+    resolved to about sqrt(eps) of the largest; the threshold should lie above that.
 
     References
     ----------
@@ -28,29 +28,32 @@ def singular_value_threshold(matrix: Tensor, threshold: float) -> Tensor:
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     rows = matrix if wide else matrix.T
-    squared, vectors = torch.linalg.eigh(_gram(rows))
-    values = squared.clamp_min(0).sqrt()
-    kept = values > threshold
-    basis = vectors[:, kept]
-    shrunk = (basis * (1 - threshold / values[kept])).to(matrix.dtype)
-    thresholded = shrunk @ (basis.to(matrix.dtype).T @ rows)
-    return thresholded if wide else thresholded.T
+    squared, vectors = torch.linalg.eigh(rows @ rows.T)
+    values = squared.clamp_min(threshold**2).sqrt_()
+    shrink = (vectors * (1 - threshold / values)) @ vectors.T
+    return shrink @ rows if wide else (shrink @ rows).T
 
 
 def spectral_norm(matrix: Tensor) -> float:
     """Largest singular value."""
-    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    return torch.linalg.eigvalsh(_gram(rows))[-1].clamp_min(0).sqrt().item()
+    return _singular_values(matrix)[-1].item()
 
 
 def nuclear_norm(matrix: Tensor) -> float:
     """Sum of the singular values."""
-    return torch.linalg.svdvals(matrix.double()).sum().item()
+    return _singular_values(matrix).sum().item()
 
 
-def _gram(rows: Tensor) -> Tensor:
-    rows = rows.double()
-    return rows @ rows.T
+def _singular_values(matrix: Tensor) -> Tensor:
+    """Singular values, ascending, from the smaller Gram matrix in float64.
+
+    Several times faster than an SVD. What rounding makes of a singular value of 0, up to 1e-7 of
+    the largest, is set to 0; above, the error is below 1e-8 of the largest.
+    """
+    rows = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T).double()
+    squared = torch.linalg.eigvalsh(rows @ rows.T)
+    noise = 2 * len(rows) * torch.finfo(squared.dtype).eps * squared[-1]
+    return torch.where(squared > noise, squared, 0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Norm:
         Matrix of the shape of a weight to one size a row, so that dividing each row by its size
         or more brings the matrix into the unit ball of the dual norm.
     terms : callable
-        Weight to the number of terms that `value` sums.
+        Weight to the number of terms that `value` sums, those that are 0 left out.
     """
 
     name: str
@@ -82,7 +85,7 @@ NUCLEAR = Norm(
     value=nuclear_norm,
     prox=singular_value_threshold,
     dual_sizes=lambda adjoint: adjoint.new_full(adjoint.shape[:1], spectral_norm(adjoint)),
-    terms=lambda weight: min(weight.shape),
+    terms=lambda weight: int((_singular_values(weight) > 0).sum()),
 )
 # Its dual ball, max |entry| <= 1, is a product over rows: each row has a size of its own.
 L1 = Norm(
@@ -90,5 +93,5 @@ L1 = Norm(
     value=lambda weight: weight.abs().sum(dtype=torch.float64).item(),
     prox=soft_threshold,
     dual_sizes=lambda adjoint: adjoint.abs().amax(dim=1),
-    terms=torch.numel,
+    terms=lambda weight: int((weight != 0).sum()),
 )

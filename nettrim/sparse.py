@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from ddlr.admm import WarmStart, minimise_norm
+from ddlr.admm import CentredInputs, WarmStart, minimise_norm
 from ddlr.constraints import OutputSet
 from ddlr.proximal import L1
 from ddlr.result import SolverResult
 
 
 def solve_sparse(
-    inputs: Tensor,
+    inputs: Tensor | CentredInputs,
     targets: Tensor,
     radius: float,
     *,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddlr import ConvergenceError, SolverStatus, WarmStart, certify, solve_low_rank
+from ddlr import CentredInputs, ConvergenceError, SolverStatus, WarmStart, certify, solve_low_rank
 from ddlr.proximal import L1, NUCLEAR
 from experiments.reference import solve_reference
 from made_up import made_up_layer
@@ -197,6 +197,25 @@ def test_a_neighbouring_solve_is_a_better_start(norm):
     warm = SOLVERS[norm](inputs, targets, 0.1 * size, tolerance=1e-3, warm_start=neighbour)
     assert warm.iterations < cold.iterations
     assert warm.objective == pytest.approx(cold.objective, rel=3e-3)
+
+
+@pytest.mark.parametrize("norm", SOLVERS)
+def test_a_zero_solution_is_a_usable_start(norm):
+    inputs, targets = made_up_layer(200, 30, 20, seed=8)
+    size = targets.norm().item()
+    zero = SOLVERS[norm](inputs, targets, size)
+    assert not zero.weight.any()
+    warm = SOLVERS[norm](inputs, targets, 0.1 * size, warm_start=zero)
+    assert warm.status is SolverStatus.CONVERGED
+
+
+@pytest.mark.parametrize("norm", SOLVERS)
+def test_shared_geometry_changes_nothing(norm):
+    inputs, targets = made_up_layer(100, 15, 10, seed=9)
+    radius = 0.1 * targets.norm().item()
+    alone = SOLVERS[norm](inputs, targets, radius)
+    shared = SOLVERS[norm](CentredInputs(inputs), targets, radius)
+    assert torch.equal(alone.weight, shared.weight)
 
 
 @pytest.mark.parametrize(
