@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ddlr.admm import WarmStart
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
-from ddlr.layerwise import LayerProblem, compress_layers
+from ddlr.layerwise import compress_layers, start_from_original
 from ddlr.low_rank import solve_low_rank
-from ddlr.result import CompressionResult, SolverResult
+from ddlr.result import CompressionResult
 
 
 def compress(
@@ -65,19 +64,9 @@ def compress(
     ----------
     Papadimitriou and Jain (2021), arXiv 2107.05787.
     """
-
-    def solve(problem: LayerProblem) -> SolverResult:
-        return solve_low_rank(
-            problem.inputs,
-            problem.targets,
-            problem.radius,
-            activation=problem.activation,
-            constraint=constraint,
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-            warm_start=WarmStart(problem.weight, problem.bias),
-        )
-
+    solve = start_from_original(
+        solve_low_rank, constraint=constraint, tolerance=tolerance, max_iterations=max_iterations
+    )
     return compress_layers(
         model,
         calibration,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddlr.admm import check_problem
+from ddlr.admm import WarmStart, check_problem
 from ddlr.capture import LayerRecord, capture, run_batches
 from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.layers import layer_size, numerical_rank
@@ -36,6 +36,22 @@ class LayerProblem:
     activation: str
     weight: Tensor
     bias: Tensor
+
+
+def start_from_original(solver: Callable[..., SolverResult], **options) -> Callable:
+    """A layer solver for `compress_layers`: `solver` with options, begun at the original weight."""
+
+    def solve(problem: LayerProblem) -> SolverResult:
+        return solver(
+            problem.inputs,
+            problem.targets,
+            problem.radius,
+            activation=problem.activation,
+            warm_start=WarmStart(problem.weight, problem.bias),
+            **options,
+        )
+
+    return solve
 
 
 def compress_layers(

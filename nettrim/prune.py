@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddlr.admm import WarmStart
-from ddlr.layerwise import LayerProblem, compress_layers
-from ddlr.result import CompressionResult, SolverResult
+from ddlr.layerwise import compress_layers, start_from_original
+from ddlr.result import CompressionResult
 from nettrim.sparse import solve_sparse
 
 
@@ -36,19 +35,9 @@ def prune(
     Aghasi, Abdi, Nguyen and Romberg (2017), Net-Trim, NIPS; Aghasi, Abdi and Romberg (2020),
     arXiv 1806.06457: the parallel scheme.
     """
-
-    def solve(problem: LayerProblem) -> SolverResult:
-        return solve_sparse(
-            problem.inputs,
-            problem.targets,
-            problem.radius,
-            activation=problem.activation,
-            constraint=constraint,
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-            warm_start=WarmStart(problem.weight, problem.bias),
-        )
-
+    solve = start_from_original(
+        solve_sparse, constraint=constraint, tolerance=tolerance, max_iterations=max_iterations
+    )
     return compress_layers(
         model,
         calibration,
