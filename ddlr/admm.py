@@ -86,6 +86,7 @@ class CentredInputs:
         return weight + (residual * (penalty / (1 + gain))) @ vectors.T
 
 
+@torch.no_grad()
 def minimise_norm(
     norm: Norm,
     outputs: OutputSet,

@@ -49,6 +49,7 @@ class Certificate:
         return met and abs(self.relative_gap) <= tolerance
 
 
+@torch.no_grad()
 def certify(
     weight: Tensor,
     bias: Tensor,

@@ -210,6 +210,16 @@ def test_a_zero_solution_is_a_usable_start(norm):
 
 
 @pytest.mark.parametrize("norm", SOLVERS)
+def test_tensors_that_require_a_gradient_can_be_given(norm):
+    layer = torch.nn.Linear(6, 5)
+    inputs = torch.randn(40, 6)
+    targets = layer(inputs).relu()
+    start = WarmStart(layer.weight, layer.bias)
+    result = SOLVERS[norm](inputs, targets, 0.1 * targets.norm().item(), warm_start=start)
+    assert not any(value.requires_grad for value in (result.weight, result.bias, result.dual))
+
+
+@pytest.mark.parametrize("norm", SOLVERS)
 def test_shared_geometry_changes_nothing(norm):
     inputs, targets = made_up_layer(100, 15, 10, seed=9)
     radius = 0.1 * targets.norm().item()
