@@ -13,7 +13,7 @@ reproduce: $(READY)
 	$(BIN)/python -m experiments.plot
 	@echo
 	@echo "Done. Open results/figures/frontier_weights.png and results/figures/frontier_bytes.png;"
-	@echo "the numbers are in results/sweeps.csv (one row a run) and results/layers.csv."
+	@echo "the numbers are in results/sizes.csv (the short table), sweeps.csv (one row a run) and layers.csv."
 
 test: $(READY)
 	$(BIN)/python -m pytest
