@@ -170,7 +170,7 @@ def _bound(
     repaired = torch.empty_like(dual)
     # The columns of the dual sum to zero, so that any constant may be taken from the inputs; the
     # mean keeps rounding in the sums from being multiplied by a large offset.
-    mean = inputs.mean(dim=0)
+    mean = inputs.mean(dim=0).to(dtype)
     for rows in _row_blocks(dual):
         block = _clamped(dual[rows].to(dtype), targets[rows], relu)
         if relu:
@@ -178,7 +178,7 @@ def _bound(
             block.sub_(active * shift.to(dtype))
         else:
             block.sub_(shift.to(dtype))
-        adjoint.addmm_(block.T, (inputs[rows] - mean).to(dtype))
+        adjoint.addmm_(block.T, inputs[rows].to(dtype) - mean)
         repaired[rows] = block
         gains += (block * targets[rows]).sum(dim=0, dtype=torch.float64)
         if relu and constraint == "net_trim":
