@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddlr.certificate import Certificate, certify, measure_violations, violation_limit
-from ddlr.constraints import OutputSet
+from ddlr.constraints import OutputSet, row_blocks
 from ddlr.proximal import Norm
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 
@@ -17,6 +17,8 @@ _OVER_RELAXATION = 1.8
 _ITERATIONS_A_CHECK = 10
 # A gap this many times the tolerance is not closed within one interval between checks.
 _FAR = 3
+# Samples that stay in the processor's cache from one operation on them to the next.
+_ROWS_AT_ONCE = 512
 # The penalties: see `_Splitting.rebalance`, `_wanted_penalty` and `_wanted_weight_penalty`. Of a
 # dozen settings tried over 28 layer problems of MNIST networks, those near these numbers needed
 # the fewest iterations.
@@ -42,7 +44,7 @@ class CentredInputs:
     """The mean-free inputs and the eigenvectors of their Gram matrix.
 
     Centring takes the free bias out of the linear algebra: at the least-squares solution it is
-    the mean of the residual.
+    the mean of the residual. Each property is computed when first asked for, and kept.
     """
 
     inputs: Tensor
@@ -61,16 +63,37 @@ class CentredInputs:
 
         Decomposed in float64 on the smaller side of Xc.
         """
-        samples, features = self.centred.shape
+        samples, features = self.inputs.shape
         tall = samples >= features
-        centred = self.centred.double()
-        gram = centred.T @ centred if tall else centred @ centred.T
+        mean = self.inputs.mean(dim=0, dtype=torch.float64)
+        # In blocks, so that the inputs are never held as a whole in float64.
+        if tall:
+            gram = mean.new_zeros(features, features)
+            for rows in row_blocks(samples, _ROWS_AT_ONCE):
+                block = self.inputs[rows].double() - mean
+                gram.addmm_(block.T, block)
+        else:
+            gram = mean.new_zeros(samples, samples)
+            for columns in row_blocks(features, _ROWS_AT_ONCE):
+                block = self.inputs[:, columns].double() - mean[columns]
+                gram.addmm_(block, block.T)
         values, vectors = torch.linalg.eigh(gram)
         kept = values > max(samples, features) * torch.finfo(values.dtype).eps * values[-1]
         values, vectors = values[kept], vectors[:, kept]
         if not tall:
+            centred = (self.inputs - self.mean).double()
             vectors = (centred.T @ vectors) / values.sqrt()
         return values.to(self.inputs.dtype), vectors.to(self.inputs.dtype)
+
+    @cached_property
+    def principal(self) -> "PrincipalInputs":
+        return PrincipalInputs(self)
+
+    def to_loop(self, weight: Tensor) -> Tensor:
+        """A weight in the coordinates of `centred`."""
+        return weight
+
+    from_loop = to_loop
 
     def solve_ridge(self, weight: Tensor, cross: Tensor, penalty: float) -> Tensor:
         """Minimise ``||W - weight||_F^2 + penalty * ||Xc Wt - R||_F^2``, given cross = Rt Xc.
@@ -85,6 +108,34 @@ class CentredInputs:
             return ((right_side @ vectors) / (1 + gain)) @ vectors.T
         residual = cross @ vectors - (weight @ vectors) * values
         return weight + (residual * (penalty / (1 + gain))) @ vectors.T
+
+
+class PrincipalInputs:
+    """Centred inputs in their principal coordinates, for norms that a rotation leaves alone.
+
+    There the ridge regression is a division, and the dimensions in which the data do not vary are
+    gone: no more columns than samples, or than the rank of the data. A weight of least nuclear norm
+    has nothing in those.
+    """
+
+    def __init__(self, original: CentredInputs):
+        self.eigen = self.values, self.vectors = original.eigen
+        inputs = original.inputs
+        self.mean = original.mean @ self.vectors
+        self.centred = inputs.new_empty(len(inputs), len(self.values))
+        for rows in row_blocks(len(inputs), _ROWS_AT_ONCE):
+            torch.mm(inputs[rows] - original.mean, self.vectors, out=self.centred[rows])
+
+    def to_loop(self, weight: Tensor) -> Tensor:
+        """A weight in the coordinates of `centred`."""
+        return weight @ self.vectors
+
+    def from_loop(self, weight: Tensor) -> Tensor:
+        return weight @ self.vectors.T
+
+    def solve_ridge(self, weight: Tensor, cross: Tensor, penalty: float) -> Tensor:
+        """As `CentredInputs.solve_ridge`."""
+        return torch.add(weight, cross, alpha=penalty) / (1 + penalty * self.values)
 
 
 @torch.no_grad()
@@ -160,20 +211,22 @@ def minimise_norm(
     loop = _Splitting(norm, outputs, geometry, warm_start)
     feasible, next_check = False, _ITERATIONS_A_CHECK
     for iteration in range(1, max_iterations + 1):
-        weight, bias = loop.step()
+        loop.step()
         last = iteration == max_iterations
         if not last and iteration < next_check:
             continue
         next_check += _ITERATIONS_A_CHECK
+        weight, bias = loop.answer()
+        proof = None
         if not feasible:
             # The cheaper half of the certificate first: it fails for the first half of the way.
             _, missed = measure_violations(weight, bias, *problem, **options, dtype=inputs.dtype)
             feasible = missed <= violation_limit(tolerance)
-        proof = None
         if last or feasible or iteration % _ITERATIONS_A_REBALANCE == 0:
-            proof = prove(weight, bias, loop.dual(), inputs.dtype)
+            proof = prove(weight, bias, loop.dual, inputs.dtype)
             if last or proof.within(tolerance):
-                proof = prove(weight, bias, loop.dual(), torch.float64)
+                proof = None  # frees its dual variable
+                proof = prove(weight, bias, loop.dual, torch.float64)
                 if last or proof.within(tolerance):
                     break
             if abs(proof.relative_gap) > _FAR * tolerance:
@@ -195,57 +248,102 @@ class _Splitting:
 
     The shadow of a variable is what its proximal step is applied to. Shadow minus variable, times
     the penalty, is the multiplier, so a penalty changes by moving the shadow along that difference.
+    Whatever has a value a sample and output is worked on in blocks of samples, and of these only
+    the shadow and the dual variable are kept.
     """
 
     def __init__(
         self,
         norm: Norm,
         outputs: OutputSet,
-        inputs: CentredInputs,
+        geometry: CentredInputs,
         warm_start: WarmStart | SolverResult | None,
     ):
-        self.norm, self.outputs, self.inputs = norm, outputs, inputs
+        self.norm, self.outputs = norm, outputs
+        self.inputs = geometry.principal if norm.rotation_invariant else geometry
+        centred, targets = self.inputs.centred, outputs.targets
+        # A cache is small; an accelerator is better served by few large operations.
+        at_once = _ROWS_AT_ONCE if centred.device.type == "cpu" else len(centred)
+        self._blocks = row_blocks(len(centred), at_once)
         # A zero weight says nothing about the scale of the solution.
         if warm_start is None or not warm_start.weight.any():
-            warm_start = _least_squares(inputs, outputs.targets)
-        weight = warm_start.weight.to(inputs.inputs)
-        bias = warm_start.bias.to(weight) + weight @ inputs.mean
+            weight, bias, dual = *self._least_squares(), None
+        else:
+            weight = warm_start.weight.to(centred)
+            bias = warm_start.bias.to(centred) + weight @ geometry.mean
+            weight, dual = self.inputs.to_loop(weight).clone(), warm_start.dual
         size = norm.value(weight)
         self.weight_penalty = self._wanted_weight_penalty(weight)
         self.balance = _BALANCE
-        targets_norm = torch.linalg.vector_norm(outputs.targets).item()
+        targets_norm = torch.linalg.vector_norm(targets).item()
         self.output_penalty = self._wanted_penalty(size / targets_norm) or self.weight_penalty
-        self.weight_shadow = weight.clone()
-        self.output_shadow = torch.addmm(bias, inputs.centred, weight.T)
-        if warm_start.dual is not None and warm_start.dual.any():
-            dual = warm_start.dual.to(weight)
+        self.weight_shadow = weight
+        self.output_shadow = torch.addmm(bias, centred, weight.T)
+        if dual is not None and dual.any():
+            dual = dual.to(weight)
             self.output_penalty = self._wanted_penalty(torch.linalg.vector_norm(dual).item())
             self.output_shadow.sub_(dual, alpha=1 / self.output_penalty)
-            self.weight_shadow.add_(dual.T @ inputs.centred, alpha=1 / self.weight_penalty)
+            self.weight_shadow.add_(dual.T @ centred, alpha=1 / self.weight_penalty)
+        self.dual = torch.empty_like(targets)
+        self._keep = self._kept_share()
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """One iteration, updating the shadows; returns the norm-side weight and its bias."""
-        self._residual = None  # frees the largest temporary before others are made
+    def step(self) -> None:
+        """One iteration, updating the shadows.
+
+        Leaves the multiplier of its ridge step in `dual`: its columns sum to zero by construction.
+        """
+        centred, targets = self.inputs.centred, self.outputs.targets
         weight = self.norm.prox(self.weight_shadow, 1 / self.weight_penalty)
-        reflected = self.outputs.project(self.output_shadow).mul_(2).sub_(self.output_shadow)
-        centred, ratio = self.inputs.centred, self.output_penalty / self.weight_penalty
-        bias = reflected.mean(dim=0)
-        cross = reflected.T @ centred
+        cross, total = torch.zeros_like(weight), torch.zeros_like(targets[0])
+        for rows in self._blocks:
+            reflected = self._reflected(rows)
+            cross.addmm_(reflected.T, centred[rows])
+            total += reflected.sum(dim=0)
+        bias = total / len(targets)
+        ratio = self.output_penalty / self.weight_penalty
         ridge = self.inputs.solve_ridge(2 * weight - self.weight_shadow, cross, ratio)
-        fitted = torch.addmm(bias, centred, ridge.T)
 
         # shadow += relaxation * (fitted - Z), where Z = (reflected + shadow) / 2.
-        self.output_shadow.mul_(1 - _OVER_RELAXATION / 2)
-        self.output_shadow.add_(fitted, alpha=_OVER_RELAXATION)
-        self.output_shadow.sub_(reflected, alpha=_OVER_RELAXATION / 2)
-        self.weight_shadow.add_(ridge - weight, alpha=_OVER_RELAXATION)
-        self._residual = reflected.sub_(fitted)
-        self._weight = weight
-        return weight, bias - weight @ self.inputs.mean
+        square = 0.0
+        for rows in self._blocks:
+            reflected = self._reflected(rows)
+            fitted = torch.addmm(bias, centred[rows], ridge.T)
+            shadow = self.output_shadow[rows]
+            shadow.mul_(1 - _OVER_RELAXATION / 2)
+            shadow.add_(fitted, alpha=_OVER_RELAXATION)
+            shadow.sub_(reflected, alpha=_OVER_RELAXATION / 2)
+            torch.mul(reflected.sub_(fitted), self.output_penalty, out=self.dual[rows])
+            square += self.outputs.bounded_square(shadow, rows)
+        self._keep = self.outputs.kept_share(square)
+        self.weight_shadow.add_(ridge.sub_(weight), alpha=_OVER_RELAXATION)
+        self._weight, self._bias = weight, bias
 
-    def dual(self) -> Tensor:
-        """The multiplier of the latest ridge step: its columns sum to zero by construction."""
-        return self.output_penalty * self._residual
+    def answer(self) -> tuple[Tensor, Tensor]:
+        """The norm-side weight of the latest step, and its bias."""
+        weight = self.inputs.from_loop(self._weight)
+        return weight, self._bias - self._weight @ self.inputs.mean
+
+    def _kept_share(self) -> Tensor:
+        """What the projection of the output shadow leaves of its deviation."""
+        squares = [self.outputs.bounded_square(self.output_shadow[r], r) for r in self._blocks]
+        return self.outputs.kept_share(sum(squares))
+
+    def _reflected(self, rows: slice) -> Tensor:
+        """Twice the projection of the output shadow, minus the shadow."""
+        shadow = self.output_shadow[rows]
+        return shadow.sub(self.outputs.displacement(shadow, self._keep, rows), alpha=2)
+
+    def _least_squares(self) -> tuple[Tensor, Tensor]:
+        """A ridge regression on the targets, light enough to leave all but the smallest directions.
+
+        Its weight, and its bias for centred inputs.
+        """
+        centred, targets = self.inputs.centred, self.outputs.targets
+        values, _ = self.inputs.eigen
+        penalty = 1e3 / values[-1].item() if len(values) else 1.0
+        zero = targets.new_zeros(targets.shape[1], centred.shape[1])
+        weight = self.inputs.solve_ridge(zero, targets.T @ centred, penalty)
+        return weight, targets.mean(dim=0)
 
     def rebalance(self, iteration: int, proof: Certificate | None, tolerance: float) -> None:
         """Move the penalties to where they serve.
@@ -266,13 +364,19 @@ class _Splitting:
             )
             self.balance *= factor
             self._follow_weight()
-        projected = self.outputs.project(self.output_shadow)
         if iteration <= _LAST_FOLLOWED:
-            size = torch.linalg.vector_norm(projected - self.output_shadow).item()
-            wanted = self._wanted_penalty(self.output_penalty * size)
+            square = 0.0
+            for rows in self._blocks:
+                displaced = self.outputs.displacement(self.output_shadow[rows], self._keep, rows)
+                square += displaced.square_().sum()
+            wanted = self._wanted_penalty(self.output_penalty * square.sqrt().item())
             factor = min(max(wanted / self.output_penalty, 1 / _LARGEST_STEP), _LARGEST_STEP)
         if not 2 / 3 < factor < 3 / 2:
-            self.output_shadow = projected.lerp_(self.output_shadow, 1 / factor)
+            for rows in self._blocks:
+                shadow = self.output_shadow[rows]
+                displaced = self.outputs.displacement(shadow, self._keep, rows)
+                shadow.sub_(displaced, alpha=1 - 1 / factor)
+            self._keep = self._kept_share()
             self.output_penalty *= factor
 
     def _follow_weight(self) -> None:
@@ -342,12 +446,3 @@ def _check_warm_start(start: WarmStart | SolverResult, inputs: Tensor, targets: 
             raise ValueError(
                 f"warm_start.{name} has shape {tuple(value.shape)}; it must be {shape}"
             )
-
-
-def _least_squares(inputs: CentredInputs, targets: Tensor) -> WarmStart:
-    """A ridge regression on the targets, light enough to leave all but the smallest directions."""
-    values, _ = inputs.eigen
-    penalty = 1e3 / values[-1].item() if len(values) else 1.0
-    zero = targets.new_zeros(targets.shape[1], inputs.centred.shape[1])
-    weight = inputs.solve_ridge(zero, targets.T @ inputs.centred, penalty)
-    return WarmStart(weight, targets.mean(dim=0) - weight @ inputs.mean)

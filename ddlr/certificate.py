@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddlr.constraints import row_blocks
 from ddlr.proximal import Norm
 
+# So that no copy in another precision is held as a whole.
 _ROWS_AT_ONCE = 2048
 
 
@@ -133,7 +135,7 @@ def _deviation_norms(
     """Frobenius norms of D on Omega and off it."""
     squares = torch.zeros(2, dtype=torch.float64, device=inputs.device)
     weight, bias = weight.to(dtype), bias.to(dtype)
-    for rows in _row_blocks(inputs):
+    for rows in row_blocks(len(inputs), _ROWS_AT_ONCE):
         wanted = targets[rows].to(dtype)
         miss = torch.addmm(bias, inputs[rows].to(dtype), weight.T).sub_(wanted)
         if activation == "relu":
@@ -160,7 +162,7 @@ def _bound(
     relu = activation == "relu"
     counts = (targets > 0).sum(dim=0) if relu else torch.full_like(targets[0], len(targets))
     sums = torch.zeros(features, dtype=torch.float64, device=dual.device)
-    for rows in _row_blocks(dual):
+    for rows in row_blocks(len(dual), _ROWS_AT_ONCE):
         sums += _clamped(dual[rows], targets[rows], relu).sum(dim=0, dtype=torch.float64)
     # A column without any active entry sums to zero only if it is zero: it gets no scale below.
     shift = sums / counts.clamp(min=1)
@@ -171,7 +173,7 @@ def _bound(
     # The columns of the dual sum to zero, so that any constant may be taken from the inputs; the
     # mean keeps rounding in the sums from being multiplied by a large offset.
     mean = inputs.mean(dim=0).to(dtype)
-    for rows in _row_blocks(dual):
+    for rows in row_blocks(len(dual), _ROWS_AT_ONCE):
         block = _clamped(dual[rows].to(dtype), targets[rows], relu)
         if relu:
             active = targets[rows] > 0
@@ -198,9 +200,3 @@ def _bound(
 def _clamped(dual: Tensor, targets: Tensor, relu: bool) -> Tensor:
     """A copy of the dual variable with what is positive off Omega set to 0."""
     return torch.where(targets > 0, dual, dual.clamp(max=0)) if relu else dual.clone()
-
-
-def _row_blocks(matrix: Tensor) -> list[slice]:
-    """Blocks of samples, so that no copy in another precision is held as a whole."""
-    starts = range(0, len(matrix), _ROWS_AT_ONCE)
-    return [slice(start, start + _ROWS_AT_ONCE) for start in starts]

@@ -11,13 +11,13 @@ Both imply ||relu(A) - Y||_F <= radius; `net_trim` is the smaller set (Aghasi et
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 ACTIVATIONS = ("relu", "none")
 CONSTRAINTS = ("net_trim", "hinge")
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -39,42 +39,51 @@ class OutputSet:
         if self.activation == "relu" and (self.targets < 0).any():
             raise ValueError("targets of a ReLU layer must not be negative")
 
-    @cached_property
-    def active(self) -> Tensor | None:
-        """1 on Omega and 0 off it, or None where Omega is everything.
-
-        In the dtype of the targets: multiplying by it is several times faster than masking.
-        """
-        return (self.targets > 0).to(self.targets.dtype) if self.activation == "relu" else None
-
     def deviation(self, outputs: Tensor) -> Tensor:
         """D: what in `outputs` departs from the targets, shape (samples, out_features)."""
-        on, off = self._split_deviation(outputs)
+        on, off = self._split_deviation(outputs, ALL_ROWS)
         return on if off is None else on.add_(off)
 
     def project(self, outputs: Tensor) -> Tensor:
-        """Euclidean projection: shrink the deviation radially, clearing it first where forbidden.
+        """Euclidean projection on the set."""
+        keep = self.kept_share(self.bounded_square(outputs))
+        return outputs - self.displacement(outputs, keep)
 
-        For `net_trim` the deviation off Omega is cleared and the rest shrunk to the radius.
+    def bounded_square(self, outputs: Tensor, rows: slice = ALL_ROWS) -> Tensor:
+        """Squared norm of that part of the deviation which the radius bounds.
+
+        `outputs` are those of the samples `rows`; the sum over all rows goes into `kept_share`.
         """
-        on, off = self._split_deviation(outputs)
-        if off is None:
-            shrunk, projected = on, outputs.clone()
-        elif self.constraint == "hinge":
-            shrunk, projected = on.add_(off), outputs.clone()
-        else:
-            shrunk, projected = on, outputs - off
-        size = torch.linalg.vector_norm(shrunk)
-        # The minimum covers an output inside the ball, also one without any deviation (0 / 0).
-        keep = torch.clamp(self.radius / size, max=1).nan_to_num_(nan=1.0)
-        return projected.sub_(shrunk.mul_(1 - keep))
+        on, off = self._split_deviation(outputs, rows)
+        if off is not None and self.constraint == "hinge":
+            on.add_(off)
+        return on.square_().sum()
 
-    def _split_deviation(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def kept_share(self, square: Tensor) -> Tensor:
+        """What the projection leaves of the deviation that the radius bounds, between 0 and 1."""
+        # The minimum covers an output inside the ball, also one without any deviation (0 / 0).
+        return torch.clamp(self.radius / square.sqrt(), max=1).nan_to_num_(nan=1.0)
+
+    def displacement(self, outputs: Tensor, keep: Tensor, rows: slice = ALL_ROWS) -> Tensor:
+        """`outputs` minus their projection, for the samples `rows`.
+
+        The deviation is shrunk radially; for `net_trim`, cleared off Omega and shrunk on it.
+        """
+        on, off = self._split_deviation(outputs, rows)
+        if off is None:
+            return on.mul_(1 - keep)
+        if self.constraint == "hinge":
+            return on.add_(off).mul_(1 - keep)
+        return on.mul_(1 - keep).add_(off)
+
+    def _split_deviation(self, outputs: Tensor, rows: slice) -> tuple[Tensor, Tensor | None]:
         """D on Omega, and D off it (None where Omega is everything)."""
-        difference = outputs - self.targets
-        if self.active is None:
+        targets = self.targets[rows]
+        difference = outputs - targets
+        if self.activation == "none":
             return difference, None
-        on = difference * self.active
+        # The sign of a target is 1 on Omega and 0 off it; multiplying is faster than masking.
+        on = difference * targets.sign()
         return on, difference.sub_(on).clamp_(min=0)
 
     def violation(self, outputs: Tensor) -> float:
@@ -91,8 +100,8 @@ class OutputSet:
         For `net_trim` an output that is off on some sample may not be positive, so its bias is 0.
         """
         mean = self.targets.mean(dim=0)
-        if self.constraint == "net_trim" and self.active is not None:
-            mean = mean * self.active.amin(dim=0)
+        if self.constraint == "net_trim" and self.activation == "relu":
+            mean = mean * (self.targets > 0).all(dim=0)
         return mean
 
 
@@ -100,3 +109,8 @@ def relative_violation(deviation_norm: float, radius: float, targets_norm: float
     """How far a deviation exceeds the radius, relative to it (to the targets for radius 0)."""
     scale = radius or targets_norm or 1.0
     return max(0.0, (deviation_norm - radius) / scale)
+
+
+def row_blocks(samples: int, at_once: int) -> list[slice]:
+    """Slices of at most `at_once` samples that together cover all of them."""
+    return [slice(start, start + at_once) for start in range(0, samples, at_once)]

@@ -71,6 +71,8 @@ class Norm:
         or more brings the matrix into the unit ball of the dual norm.
     terms : callable
         Weight to the number of terms that `value` sums, those that are 0 left out.
+    rotation_invariant : bool
+        Whether norm(W Q) = norm(W) for every orthogonal Q.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Norm:
     prox: Callable[[Tensor, float], Tensor]
     dual_sizes: Callable[[Tensor], Tensor]
     terms: Callable[[Tensor], int]
+    rotation_invariant: bool
 
 
 NUCLEAR = Norm(
@@ -86,6 +89,7 @@ NUCLEAR = Norm(
     prox=singular_value_threshold,
     dual_sizes=lambda adjoint: adjoint.new_full(adjoint.shape[:1], spectral_norm(adjoint)),
     terms=lambda weight: int((_singular_values(weight) > 0).sum()),
+    rotation_invariant=True,
 )
 # Its dual ball, max |entry| <= 1, is a product over rows: each row has a size of its own.
 L1 = Norm(
@@ -94,4 +98,5 @@ L1 = Norm(
     prox=soft_threshold,
     dual_sizes=lambda adjoint: adjoint.abs().amax(dim=1),
     terms=lambda weight: int((weight != 0).sum()),
+    rotation_invariant=False,
 )
