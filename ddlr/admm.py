@@ -305,8 +305,9 @@ class _Splitting:
 
         # shadow += relaxation * (fitted - Z), where Z = (reflected + shadow) / 2.
         square = 0.0
-        for rows in self._blocks:
-            reflected = self._reflected(rows)
+        for rows in reversed(self._blocks):
+            if rows is not self._blocks[-1]:  # whose reflection is at hand
+                reflected = self._reflected(rows)
             fitted = torch.addmm(bias, centred[rows], ridge.T)
             shadow = self.output_shadow[rows]
             shadow.mul_(1 - _OVER_RELAXATION / 2)

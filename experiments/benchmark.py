@@ -254,7 +254,8 @@ def measured_targets(table: pd.DataFrame) -> pd.DataFrame:
         above, limit = target.pop("at_least", None), target.pop("at_most", None)
         met = target["measured"] >= above if limit is None else target["measured"] <= limit
         target["target"] = f">= {above:g}" if limit is None else f"<= {limit:g}"
-        target["measured"] = f"{target['measured']:.3g}"
+        prefix = "> " if target.pop("unfinished", False) else ""
+        target["measured"] = f"{prefix}{target['measured']:.3g}"
         target["met"] = "yes" if met else "no"
     return pd.DataFrame(found)[["what", "target", "measured", "met"]]
 
@@ -296,7 +297,7 @@ def _all_targets(table: pd.DataFrame) -> list[dict]:
         alone, path = (
             value("seconds", part="path", case=name, norm=norm) for name in ("one", "path of 8")
         )
-        plain = [value("seconds", solver=f"plain, penalty {p}", **case) for p in (100, 1)]
+        plain = _better_plain(table, norm)
         targets += [
             {"what": f"trained layer, {norm}: pairs", "measured": pairs, "at_most": most},
             {
@@ -306,7 +307,8 @@ def _all_targets(table: pd.DataFrame) -> list[dict]:
             },
             {
                 "what": f"trained layer, {norm}: times as fast as the better plain method",
-                "measured": ratio(min([p for p in plain if p], default=None), seconds),
+                "measured": ratio(plain["seconds"], seconds),
+                "unfinished": plain["status"] != "converged",
                 "at_least": 10,
             },
             {
@@ -330,6 +332,13 @@ def _all_targets(table: pd.DataFrame) -> list[dict]:
             "at_most": 120,
         },
     ]
+
+
+def _better_plain(table: pd.DataFrame, norm: str) -> dict:
+    """The plain method's run that was done first, or none."""
+    runs = table[(table["part"] == "layer") & (table["case"] == "solve") & (table["norm"] == norm)]
+    runs = runs[runs["solver"].str.startswith("plain")].sort_values(["status", "seconds"])
+    return runs.iloc[0].to_dict() if len(runs) else {"seconds": None, "status": "converged"}
 
 
 # --- what is measured ------------------------------------------------------------------------
