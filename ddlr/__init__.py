@@ -5,6 +5,7 @@ from ddlr.capture import capture
 from ddlr.certificate import Certificate, certify
 from ddlr.compress import compress
 from ddlr.layers import LowRankLinear
+from ddlr.layerwise import CapturedLayers, capture_layers
 from ddlr.low_rank import solve_low_rank
 from ddlr.result import (
     CompressionResult,
@@ -15,6 +16,7 @@ from ddlr.result import (
 )
 
 __all__ = [
+    "CapturedLayers",
     "CentredInputs",
     "Certificate",
     "CompressionResult",
@@ -25,6 +27,7 @@ __all__ = [
     "SolverStatus",
     "WarmStart",
     "capture",
+    "capture_layers",
     "certify",
     "compress",
     "solve_low_rank",

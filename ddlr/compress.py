@@ -1,18 +1,18 @@
 """DDLR for whole networks: network in, compressed copy and reports out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
-from ddlr.layerwise import compress_layers, start_from_original
+from ddlr.layerwise import CapturedLayers, compress_layers, start_from_original
 from ddlr.low_rank import solve_low_rank
-from ddlr.result import CompressionResult
+from ddlr.result import CompressionResult, LayerReport
 
 
 def compress(
     model: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
+    calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
     relative_tolerance: float,
     constraint: str = "net_trim",
@@ -21,6 +21,8 @@ def compress(
     tolerance: float = 1e-2,
     max_iterations: int = 5000,
     raise_on_failure: bool = True,
+    workers: int = 1,
+    on_layer: Callable[[LayerReport], None] | None = None,
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network low-rank, without retraining.
 
@@ -32,8 +34,9 @@ def compress(
     ----------
     model : nn.Module
         Is left untouched, in its mode, on its device.
-    calibration : Tensor or iterable of Tensor
-        Network inputs, or batches of them, without labels.
+    calibration : Tensor, iterable of Tensor, or CapturedLayers
+        Network inputs, or batches of them, without labels; or what `ddlr.capture_layers` made of
+        them, where one network is compressed several times.
     relative_tolerance : float
         Bound on the output error of each layer, relative to its output. 0 keeps every layer; 1
         or more makes every weight zero.
@@ -47,6 +50,10 @@ def compress(
         Of each solve, see `ddlr.solve_low_rank`.
     raise_on_failure : bool
         Whether a solve that does not converge raises; otherwise its status is in the report.
+    workers : int
+        Processes that solve layers side by side, by joblib; they share this process's threads.
+    on_layer : callable, optional
+        Is called with each `LayerReport` as soon as it is there.
 
     Returns
     -------
@@ -76,6 +83,8 @@ def compress(
         layers=layers,
         activations=activations,
         raise_on_failure=raise_on_failure,
+        workers=workers,
+        on_layer=on_layer,
     )
 
 

@@ -3,13 +3,14 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
-from ddlr.admm import WarmStart, check_problem
+from ddlr.admm import CentredInputs, WarmStart, check_problem
 from ddlr.capture import LayerRecord, capture, run_batches
 from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.layers import layer_size, numerical_rank
@@ -27,10 +28,53 @@ _CALIBRATION_BATCH = 1000
 
 
 @dataclass(frozen=True)
+class CapturedLayer:
+    """What one layer saw and gave on the calibration samples; serves any number of solves.
+
+    Attributes
+    ----------
+    name : str
+    inputs : Tensor, shape (samples, in_features)
+    targets : Tensor, shape (samples, out_features)
+        The layer's output, after its activation.
+    activation : {"relu", "none"}
+    weight, bias : Tensor
+        Of the layer that was captured; a missing bias is zero.
+    """
+
+    name: str
+    inputs: Tensor
+    targets: Tensor
+    activation: str
+    weight: Tensor
+    bias: Tensor
+
+    @cached_property
+    def live_in(self) -> Tensor:
+        return _live(self.inputs)
+
+    @cached_property
+    def live_out(self) -> Tensor:
+        return _live(self.targets)
+
+    @cached_property
+    def live_inputs(self) -> CentredInputs:
+        """The inputs that are not always zero, with the eigenvectors that all solves share."""
+        return CentredInputs(self.inputs[:, self.live_in])
+
+
+@dataclass(frozen=True)
+class CapturedLayers:
+    """The captured layers of one network, in its order. Stands in for the calibration set."""
+
+    layers: tuple[CapturedLayer, ...]
+
+
+@dataclass(frozen=True)
 class LayerProblem:
     """One layer to be solved: its live inputs and outputs, and the original weight for a start."""
 
-    inputs: Tensor
+    inputs: CentredInputs
     targets: Tensor
     radius: float
     activation: str
@@ -40,23 +84,50 @@ class LayerProblem:
 
 def start_from_original(solver: Callable[..., SolverResult], **options) -> Callable:
     """A layer solver for `compress_layers`: `solver` with options, begun at the original weight."""
+    return partial(_solve_from_original, solver, options)
 
-    def solve(problem: LayerProblem) -> SolverResult:
-        return solver(
-            problem.inputs,
-            problem.targets,
-            problem.radius,
-            activation=problem.activation,
-            warm_start=WarmStart(problem.weight, problem.bias),
-            **options,
-        )
 
-    return solve
+def _solve_from_original(
+    solver: Callable[..., SolverResult], options: dict, problem: LayerProblem
+) -> SolverResult:
+    return solver(
+        problem.inputs,
+        problem.targets,
+        problem.radius,
+        activation=problem.activation,
+        warm_start=WarmStart(problem.weight, problem.bias),
+        **options,
+    )
+
+
+def capture_layers(
+    model: nn.Module,
+    calibration: Tensor | Iterable[Tensor],
+    *,
+    layers: Sequence[str] | None = None,
+    activations: Mapping[str, str] | None = None,
+) -> CapturedLayers:
+    """Run a network on calibration data once, for several compressions of it.
+
+        captured = ddlr.capture_layers(model, calibration)
+        for tolerance in (0.05, 0.1, 0.2):
+            ddlr.compress(model, captured, relative_tolerance=tolerance)
+            nettrim.prune(model, captured, relative_tolerance=tolerance)
+
+    Activations and eigenvectors are computed here and shared by all of them; the results are those
+    of separate calls. Holds each layer's inputs, twice, and its targets in memory.
+
+    Parameters and errors are those of `ddlr.compress`.
+    """
+    captured = CapturedLayers(tuple(_capture(model, calibration, layers, activations)))
+    for layer in captured.layers:
+        _ = layer.live_inputs.eigen
+    return captured
 
 
 def compress_layers(
     model: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
+    calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
     relative_tolerance: float,
     solve: Callable[[LayerProblem], SolverResult],
@@ -64,6 +135,8 @@ def compress_layers(
     layers: Sequence[str] | None = None,
     activations: Mapping[str, str] | None = None,
     raise_on_failure: bool = True,
+    workers: int = 1,
+    on_layer: Callable[[LayerReport], None] | None = None,
 ) -> CompressionResult:
     """Compress linear layers of a network one by one, each on the original network's activations.
 
@@ -74,8 +147,8 @@ def compress_layers(
     ----------
     model : nn.Module
         Is left untouched.
-    calibration : Tensor or iterable of Tensor
-        Network inputs, or batches of them.
+    calibration : Tensor, iterable of Tensor, or CapturedLayers
+        Network inputs, or batches of them, or what `capture_layers` made of them.
     relative_tolerance : float
         Bound on each layer's output error, relative to the Frobenius norm of its output.
     solve : callable
@@ -89,6 +162,11 @@ def compress_layers(
         "relu" or "none" by layer name, where `ddlr.capture` should not decide.
     raise_on_failure : bool
         Whether a solve that does not converge raises, or is used as it is and shows in the report.
+    workers : int
+        Processes that solve layers side by side; they share this process's number of threads. At
+        the same number of threads a solve the result is the same.
+    on_layer : callable, optional
+        Is called with each layer's report as soon as it is there.
 
     Raises
     ------
@@ -96,11 +174,51 @@ def compress_layers(
         If an argument makes no problem; names the layer and the value.
     ConvergenceError
         If a solve does not converge; names the layer.
+    ImportError
+        If `workers` is more than 1 and joblib is not installed.
     """
     if not (isinstance(relative_tolerance, int | float) and relative_tolerance >= 0):
         raise ValueError(
             f"relative_tolerance is {relative_tolerance!r}; it must be a number from 0 upwards"
         )
+    if not (isinstance(workers, int) and workers >= 1):
+        raise ValueError(f"workers is {workers!r}; it must be a whole number from 1 upwards")
+    if isinstance(calibration, CapturedLayers):
+        captured = iter(_select(model, calibration, layers, activations))
+    else:
+        captured = _capture(model, calibration, layers, activations)
+
+    compressed = copy.deepcopy(model)
+    reports = []
+    for layer, solved in _solve_all(captured, relative_tolerance, solve, workers):
+        if isinstance(solved, ConvergenceError):
+            if raise_on_failure:
+                raise ConvergenceError(f"layer {layer.name!r}: {solved}", solved.result) from solved
+            log.warning("layer %r: %s", layer.name, solved)
+            solved = solved.result
+        original = compressed.get_submodule(layer.name)
+        replacement = _stored(original, layer, solved, store)
+        report = _report(replacement, layer, relative_tolerance, solved)
+        compressed = _replace(compressed, layer.name, replacement)
+        reports.append(report)
+        log.info(
+            "%s: %s, %d of %d weights, error %.4f, gap %.1e, violation %.1e, %d iterations, %.1f s",
+            *(layer.name, report.form, report.parameters_kept, report.parameters_dense),
+            *(report.relative_error, report.relative_gap, report.violation),
+            *(report.iterations, report.seconds),
+        )
+        if on_layer is not None:
+            on_layer(report)
+    return CompressionResult(compressed, tuple(reports))
+
+
+def _capture(
+    model: nn.Module,
+    calibration: Tensor | Iterable[Tensor],
+    layers: Sequence[str] | None,
+    activations: Mapping[str, str] | None,
+) -> Iterator[CapturedLayer]:
+    """Run the network, then give its layers one at a time, so that each can be let go of."""
     names = _linear_layers(model, layers)
     activations = dict(activations or {})
     _check_activations(activations, names)
@@ -109,39 +227,17 @@ def compress_layers(
         calibration = calibration.split(_CALIBRATION_BATCH)
     with capture(model, names) as records:
         run_batches(model, calibration)
-
-    compressed = copy.deepcopy(model)
-    reports = []
     for name in names:
         record = records.pop(name)
         if not record.called:
             raise ValueError(f"layer {name!r} was not called; leave it out of layers")
         activation = activations.get(name, record.activation)
-        original = compressed.get_submodule(name)
-        layer, report = _compress_layer(
-            name, original, record, activation, relative_tolerance, solve, store, raise_on_failure
-        )
-        compressed = _replace(compressed, name, layer)
-        reports.append(report)
-        log.info(
-            "%s: %s, %d of %d weights, error %.4f, gap %.1e, violation %.1e, %d iterations, %.1f s",
-            *(name, report.form, report.parameters_kept, report.parameters_dense),
-            *(report.relative_error, report.relative_gap, report.violation),
-            *(report.iterations, report.seconds),
-        )
-    return CompressionResult(compressed, tuple(reports))
+        yield _captured_layer(name, model.get_submodule(name), record, activation)
 
 
-def _compress_layer(
-    name: str,
-    original: nn.Linear,
-    record: LayerRecord,
-    activation: str,
-    relative_tolerance: float,
-    solve: Callable[[LayerProblem], SolverResult],
-    store: Callable[[Tensor, Tensor], nn.Module | None],
-    raise_on_failure: bool,
-) -> tuple[nn.Module, LayerReport]:
+def _captured_layer(
+    name: str, layer: nn.Linear, record: LayerRecord, activation: str
+) -> CapturedLayer:
     # Half precision is for inference; the solve needs more.
     dtype = torch.promote_types(record.inputs.dtype, torch.float32)
     inputs, targets = record.inputs.to(dtype), record.outputs.to(dtype)
@@ -151,31 +247,105 @@ def _compress_layer(
         check_problem(inputs, targets, tolerance=1.0, max_iterations=1)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
-    radius = relative_tolerance * torch.linalg.vector_norm(targets).item()
-    outputs = OutputSet(targets, radius, activation, "hinge")
+    weight, bias = _weight_and_bias(layer)
+    return CapturedLayer(name, inputs, targets, activation, weight.to(dtype), bias.to(dtype))
 
-    if relative_tolerance == 0:
-        return original, _report(name, original, inputs, outputs, relative_tolerance, None)
 
-    live_in, live_out = _live(inputs), _live(targets)
-    bias = original.bias if original.bias is not None else original.weight.new_zeros(len(targets.T))
-    weight, bias = original.weight.detach().to(dtype), bias.detach().to(dtype)
-    problem = LayerProblem(
-        inputs[:, live_in],
-        targets[:, live_out],
-        radius,
-        activation,
-        weight[live_out][:, live_in],
-        bias[live_out],
-    )
+def _weight_and_bias(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    weight = layer.weight.detach()
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+
+
+def _select(
+    model: nn.Module,
+    captured: CapturedLayers,
+    layers: Sequence[str] | None,
+    activations: Mapping[str, str] | None,
+) -> list[CapturedLayer]:
+    """The captured layers of the given names, after a check that they are this model's."""
+    if activations is not None:
+        raise ValueError("activations were settled by capture_layers; give them there")
+    known = {layer.name: layer for layer in captured.layers}
+    names = list(known) if layers is None else list(layers)
+    selected = []
+    for name in _linear_layers(model, names):
+        if name not in known:
+            raise ValueError(f"layer {name!r} was not captured; captured are {list(known)}")
+        layer = known[name]
+        for kept, now in zip(
+            (layer.weight, layer.bias), _weight_and_bias(model.get_submodule(name)), strict=True
+        ):
+            if not torch.equal(kept, now.to(kept)):
+                raise ValueError(f"layer {name!r} was captured with other weights; capture anew")
+        selected.append(layer)
+    return selected
+
+
+def _solve_all(
+    captured: Iterator[CapturedLayer],
+    relative_tolerance: float,
+    solve: Callable[[LayerProblem], SolverResult],
+    workers: int,
+) -> Iterator[tuple[CapturedLayer, SolverResult | ConvergenceError | None]]:
+    """Each layer with its solution, or with the error that carries an unfinished one, in order."""
+    if workers == 1 or relative_tolerance == 0:
+        for layer in captured:
+            problem = _problem(layer, relative_tolerance)
+            yield layer, _solve(problem, solve) if relative_tolerance else None
+        return
     try:
-        solved = solve(problem)
-    except ConvergenceError as error:
-        if raise_on_failure:
-            raise ConvergenceError(f"layer {name!r}: {error}", error.result) from error
-        log.warning("layer %r: %s", name, error)
-        solved = error.result
+        import joblib
+    except ImportError as error:
+        raise ImportError(
+            f"workers is {workers}, which needs joblib: pip install joblib, or workers=1"
+        ) from error
+    layers = list(captured)
+    threads = max(1, torch.get_num_threads() // workers)
+    solutions = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator")(
+        joblib.delayed(_solve_in_worker)(_problem(layer, relative_tolerance), solve, threads)
+        for layer in layers
+    )
+    yield from zip(layers, solutions, strict=True)
 
+
+def _solve(
+    problem: LayerProblem, solve: Callable[[LayerProblem], SolverResult]
+) -> SolverResult | ConvergenceError:
+    try:
+        return solve(problem)
+    except ConvergenceError as error:
+        return error
+
+
+def _solve_in_worker(
+    problem: LayerProblem, solve: Callable[[LayerProblem], SolverResult], threads: int
+) -> SolverResult | ConvergenceError:
+    torch.set_num_threads(threads)
+    return _solve(problem, solve)
+
+
+def _problem(layer: CapturedLayer, relative_tolerance: float) -> LayerProblem:
+    live_in, live_out = layer.live_in, layer.live_out
+    return LayerProblem(
+        layer.live_inputs,
+        layer.targets[:, live_out],
+        relative_tolerance * torch.linalg.vector_norm(layer.targets).item(),
+        layer.activation,
+        layer.weight[live_out][:, live_in],
+        layer.bias[live_out],
+    )
+
+
+def _stored(
+    original: nn.Linear,
+    captured: CapturedLayer,
+    solved: SolverResult | None,
+    store: Callable[[Tensor, Tensor], nn.Module | None],
+) -> nn.Module:
+    """The layer that takes the original's place: the solved one where that is smaller."""
+    if solved is None:
+        return original
+    live_in, live_out = captured.live_in, captured.live_out
     layer = store(
         *(_embed(solved.weight, live_out, live_in), _embed(solved.bias[:, None], live_out)[:, 0])
     )
@@ -185,27 +355,27 @@ def _compress_layer(
             layer.weight.mul_(live_out[:, None] & live_in)
             if layer.bias is not None:
                 layer.bias.mul_(live_out)
-    layer = layer.to(original.weight)
-    return layer, _report(name, layer, inputs, outputs, relative_tolerance, solved)
+    return layer.to(original.weight)
 
 
 @torch.no_grad()
 def _report(
-    name: str,
     layer: nn.Module,
-    inputs: Tensor,
-    outputs: OutputSet,
+    captured: CapturedLayer,
     relative_tolerance: float,
     solved: SolverResult | None,
 ) -> LayerReport:
     """Measure the layer as it is stored. Without a solve the layer is the original one."""
+    inputs, targets = captured.inputs, captured.targets
+    radius = relative_tolerance * torch.linalg.vector_norm(targets).item()
+    outputs = OutputSet(targets, radius, captured.activation, "hinge")
     produced = layer(inputs.to(layer.weight)).to(inputs.dtype)
     final = produced.relu() if outputs.activation == "relu" else produced
     targets_norm = torch.linalg.vector_norm(outputs.targets).item()
     error = torch.linalg.vector_norm(final - outputs.targets).item()
     size = layer_size(layer)
     return LayerReport(
-        name=name,
+        name=captured.name,
         in_features=layer.in_features,
         out_features=layer.out_features,
         activation=outputs.activation,

@@ -124,3 +124,7 @@ class ConvergenceError(RuntimeError):
     def __init__(self, message: str, result: SolverResult):
         super().__init__(message)
         self.result = result
+
+    def __reduce__(self):
+        # An exception is pickled with the arguments of its base class, which lack the result.
+        return type(self), (str(self), self.result)

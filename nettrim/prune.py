@@ -1,18 +1,18 @@
 """Net-Trim for whole networks: network in, pruned copy and reports out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ddlr.layerwise import compress_layers, start_from_original
-from ddlr.result import CompressionResult
+from ddlr.layerwise import CapturedLayers, compress_layers, start_from_original
+from ddlr.result import CompressionResult, LayerReport
 from nettrim.sparse import solve_sparse
 
 
 def prune(
     model: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
+    calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
     relative_tolerance: float,
     constraint: str = "net_trim",
@@ -21,6 +21,8 @@ def prune(
     tolerance: float = 1e-2,
     max_iterations: int = 5000,
     raise_on_failure: bool = True,
+    workers: int = 1,
+    on_layer: Callable[[LayerReport], None] | None = None,
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network sparse, without retraining.
 
@@ -47,6 +49,8 @@ def prune(
         layers=layers,
         activations=activations,
         raise_on_failure=raise_on_failure,
+        workers=workers,
+        on_layer=on_layer,
     )
 
 
