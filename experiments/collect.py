@@ -40,6 +40,15 @@ def main(cfg: DictConfig) -> None:
             "%s holds no record; make one with python -m experiments.compress", cfg.record_dir
         )
         return
+    failed = [record for record in records if record["state"] != "finished"]
+    if failed:
+        log.warning(
+            "%d of %d runs failed and are left out of the tables: %s",
+            *(len(failed), len(records), ", ".join(record["name"] for record in failed)),
+        )
+    records = [record for record in records if record["state"] == "finished"]
+    if not records:
+        return
     merge(results / "sweeps.csv", pd.DataFrame([record["row"] for record in records]))
     layers = [layer for record in records for layer in record["layers"]]
     merge(results / "layers.csv", pd.DataFrame(layers))

@@ -2,133 +2,142 @@
 
 python -m experiments.compress model=lenet5 method=ddlr method.relative_tolerance=0.1
 python -m experiments.compress -m method=ddlr,nettrim method.relative_tolerance=0.05,0.1,0.2
+
+A run that is finished already is skipped, one that failed is tried again.
 """
 
 import logging
 import time
+import traceback
 from dataclasses import asdict
-from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from ddlr import CompressionResult, LayerReport
-from experiments.checkpoints import checkpoint_path, load_checkpoint
+from experiments.cache import Prepared, prepare
 from experiments.configuration import CONFIG_PATH, build
-from experiments.data import Dataset
 from experiments.metrics import accuracy, size_measures
-from experiments.records import identity, provenance, write_json
+from experiments.records import provenance, write_json
+from experiments.sweeping import command, group_of, layer_bar, note_outcome, set_verbosity
 from experiments.tracking import track
 from experiments.training import choose_device
+from experiments.units import (
+    FAILED,
+    FINISHED,
+    choices,
+    claim,
+    describe,
+    read_record,
+    record_path,
+    run_key,
+)
 
 log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="compress")
 def main(cfg: DictConfig) -> None:
-    run(cfg, group=_group(cfg))
+    hydra_config = HydraConfig.get()
+    multirun = hydra_config.mode == RunMode.MULTIRUN
+    set_verbosity(cfg.verbosity)
+    # One job after the other needs one accelerator; jobs side by side take turns.
+    job = hydra_config.job.num if multirun and cfg.launcher.name != "local" else 0
+    try:
+        record, skipped = run(cfg, group=group_of(cfg.experiment_name, hydra_config), job=job)
+        note = {"key": record["row"]["run"], "skipped": skipped}
+        note_outcome(hydra_config, describe(cfg), FINISHED, **note)
+    except Exception as error:
+        if not multirun:
+            raise
+        # Not raised: Hydra would end a sweep after the batch of a run that raises. What failed is
+        # in its record, and is reported with an exit code of 1 at the end.
+        log.error("%s failed: %s: %s", describe(cfg), type(error).__name__, error)
+        note_outcome(hydra_config, describe(cfg), FAILED, cause=_cause(error))
 
 
-def run(cfg: DictConfig, group: str) -> dict:
-    """Carry out one run and return its record, which is on disk by then."""
-    choices = _choices(cfg)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    name = "{model} {method} {relative_tolerance:g} seed {seed}".format(**choices)
-    with track(
-        cfg.tracking, name=name, group=group, job_type="compress", config=config
-    ) as log_to_tracker:
-        network, checkpoint = load_network(cfg)
-        dataset = instantiate(cfg.dataset)
-        key = identity({"config": _settings(cfg), "data": dataset.sha256})
-        calibration = dataset.calibration(cfg.calibration_samples, cfg.seed)
+def run(cfg: DictConfig, group: str, job: int = 0) -> tuple[dict, bool]:
+    """Carry out one run, or find it done; return its record, on disk by then, and which it was.
 
-        started = time.perf_counter()
-        compressed = build(cfg.method, model=network, calibration=calibration)
-        seconds = time.perf_counter() - started
-
-        row = {
-            "run": key,
-            **choices,
-            **judge(network, compressed, dataset),
-            "seconds": round(seconds, 3),
-        }
-        layers = [_layer_row(key, choices, report) for report in compressed.layers]
-        record = {
-            "row": row,
-            "layers": layers,
-            "config": config,
-            "checkpoint": checkpoint,
-            "provenance": provenance(),
-        }
-        path = Path(cfg.record_dir) / f"{key}.json"
-        write_json(path, record)
-        log_to_tracker(row, layers)
+    A run that raises leaves a record too, with the error, until it succeeds. It does not take the
+    place of a finished one.
+    """
+    key, name = run_key(cfg), describe(cfg)
+    with claim(cfg, key) as record:
+        if record is not None:
+            log.info("%s: finished already; rerun=true does it again", name)
+            return record, True
+        if cfg.threads is not None:
+            torch.set_num_threads(cfg.threads)
+        path, started = record_path(cfg, key), time.perf_counter()
+        config = OmegaConf.to_container(cfg, resolve=True)
+        about = {"name": name, "group": group, "config": config}
+        tags = [cfg.experiment_name, cfg.dataset.name, cfg.model.name, cfg.method.name]
+        try:
+            with track(cfg.tracking, job_type="compress", tags=tags, **about) as log_to_tracker:
+                record = _result(cfg, key, choose_device(cfg.device, job))
+                record |= {"state": FINISHED, **about, "provenance": provenance()}
+                record["seconds"] = round(time.perf_counter() - started, 3)
+                write_json(path, record)
+                log_to_tracker(record["row"], record["layers"])
+        except Exception as error:
+            earlier = read_record(path)
+            if earlier is None or earlier["state"] != FINISHED:
+                failure = {"error": _cause(error), "traceback": traceback.format_exc()}
+                record = {"state": FAILED, **about, **failure, "provenance": provenance()}
+                write_json(path, record)
+            raise
+    row = record["row"]
     log.info(
         "%s: kept %.2f %% of the weights, %.2f %% of the bytes; accuracy %.2f %%, dense %.2f %%; "
         "worst violation %.1e, worst gap %.1e (%s); %.1f s -> %s",
         *(name, 100 * row["kept_fraction"], 100 * row["bytes_stored"] / row["bytes_dense"]),
         *(row["accuracy"], row["accuracy_dense"], row["worst_violation"]),
-        *(row["worst_relative_gap"], row["status"], seconds, path),
+        *(row["worst_relative_gap"], row["status"], row["seconds"], path),
     )
-    return record
+    return record, False
 
 
-def judge(network: nn.Module, compressed: CompressionResult, dataset: Dataset) -> dict:
+def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
+    prepared = prepare(cfg, device)
+    with layer_bar(cfg, describe(cfg), len(prepared.captured.layers)) as on_layer:
+        # Passed only where they are wanted, so that a method need not know of them.
+        wanted = {} if cfg.workers == 1 else {"workers": cfg.workers}
+        if on_layer is not None:
+            wanted["on_layer"] = on_layer
+        started = time.perf_counter()
+        compressed = build(
+            cfg.method, model=prepared.network, calibration=prepared.captured, **wanted
+        )
+        seconds = time.perf_counter() - started
+    row = {
+        "run": key,
+        **choices(cfg),
+        **judge(prepared, compressed),
+        "seconds": round(seconds, 3),
+    }
+    layers = [_layer_row(key, choices(cfg), report) for report in compressed.layers]
+    return {"row": row, "layers": layers, "checkpoint": prepared.checkpoint}
+
+
+def judge(prepared: Prepared, compressed: CompressionResult) -> dict:
     """Size, accuracy and certificates of a compressed network, measured alike for all methods."""
-    dense = accuracy(network, dataset.test)
-    after = accuracy(compressed.model, dataset.test)
+    dense = prepared.accuracy_dense
+    after = accuracy(compressed.model, prepared.dataset.test)
     names = [report.name for report in compressed.layers]
     statuses = sorted({report.status.value for report in compressed.layers} - {"converged"})
     return {
-        **size_measures(network, compressed.model, names),
+        **size_measures(prepared.network, compressed.model, names),
         "accuracy_dense": round(dense, 4),
         "accuracy": round(after, 4),
         "accuracy_drop": round(dense - after, 4),
-        "accuracy_held_out": round(accuracy(compressed.model, dataset.held_out), 4),
+        "accuracy_held_out": round(accuracy(compressed.model, prepared.dataset.held_out), 4),
         "worst_violation": max(report.violation for report in compressed.layers),
         "worst_relative_gap": max(abs(report.relative_gap) for report in compressed.layers),
         "status": "+".join(statuses) or "converged",
-    }
-
-
-def load_network(cfg: DictConfig) -> tuple[nn.Module, dict]:
-    """The trained network that a configuration names, and the description of its checkpoint."""
-    path = checkpoint_path(cfg.checkpoint_dir, cfg.model.name, cfg.dataset.name, cfg.seed)
-    network = build(cfg.model)
-    command = (
-        f"python -m experiments.train_baseline model={cfg.model.name} "
-        f"dataset={cfg.dataset.name} seed={cfg.seed}"
-    )
-    checkpoint = load_checkpoint(path, network, command)
-    return network.to(choose_device(cfg.device)), checkpoint
-
-
-def _choices(cfg: DictConfig) -> dict:
-    """What the run is, under the names of the tables' columns."""
-    return {
-        "dataset": cfg.dataset.name,
-        "model": cfg.model.name,
-        "method": cfg.method.name,
-        "constraint": cfg.method.constraint,
-        "refit": "none",
-        "order": "parallel",
-        "seed": cfg.seed,
-        "relative_tolerance": cfg.method.relative_tolerance,
-        "calibration_samples": cfg.calibration_samples,
-    }
-
-
-def _settings(cfg: DictConfig) -> dict:
-    """What decides a run's result: its config without paths, devices and tracking."""
-    nodes = OmegaConf.to_container(cfg, resolve=True)
-    nodes["dataset"].pop("root")
-    nodes["model"].pop("training")
-    return {
-        key: nodes[key] for key in ("dataset", "model", "method", "seed", "calibration_samples")
     }
 
 
@@ -141,13 +150,9 @@ def _layer_row(key: str, choices: dict, report: LayerReport) -> dict:
     return {"run": key, **{column: choices[column] for column in columns}, "layer": name, **values}
 
 
-def _group(cfg: DictConfig) -> str:
-    """One group a sweep; a single run is a group of its own."""
-    hydra_config = HydraConfig.get()
-    multirun = hydra_config.mode == RunMode.MULTIRUN
-    folder = Path(hydra_config.sweep.dir if multirun else hydra_config.run.dir)
-    return f"{cfg.experiment_name}-{folder.name}"
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

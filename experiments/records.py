@@ -39,6 +39,8 @@ def write_json(path: Path, content: dict) -> None:
 def read_records(folder: Path) -> list[dict]:
     """All run records in a folder, in the order of their names.
 
+    Their `state` is "finished", or "failed" with an error in place of a row and layers.
+
     Raises
     ------
     ValueError
@@ -50,8 +52,9 @@ def read_records(folder: Path) -> list[dict]:
             record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); remove it") from error
-        if not {"row", "layers"} <= set(record):
+        if not ({"row", "layers"} <= set(record) or record.get("state") == "failed"):
             raise ValueError(f"{path} is not a run record: it has no row or no layers; remove it")
+        record.setdefault("state", "finished")
         records.append(record)
     return records
 

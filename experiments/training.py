@@ -80,8 +80,15 @@ def check_fits(network: nn.Module, dataset: Dataset) -> None:
         ) from error
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the accelerator if there is one, else the CPU; other names are torch's."""
+def choose_device(name: str, job: int = 0) -> torch.device:
+    """``auto`` is the accelerator if there is one, else the CPU; other names are torch's.
+
+    Of several accelerators ``auto`` takes the one at `job` modulo their number, so that jobs that
+    run side by side are spread over them.
+    """
     if name != "auto":
         return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, job % torch.accelerator.device_count())

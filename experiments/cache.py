@@ -1,0 +1,228 @@
+"""Work that the runs of a sweep share: network, data, activations and eigenvectors.
+
+``prepare`` computes them once for each network, seed and calibration set. The latest stays in
+memory for the next run of the same process; a copy on disk serves other processes. Entries are
+named by a hash of everything that decides their content, so a changed checkpoint or data set makes
+another entry and an old one is never taken for it. What comes out of the cache is, bit for bit,
+what would be computed without it.
+
+python -m experiments.cache             # what is in it
+python -m experiments.cache clear=true  # remove it
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ddlr import CapturedLayers, capture_layers
+from ddlr.layerwise import CapturedLayer
+from experiments.checkpoints import load_checkpoint
+from experiments.configuration import CONFIG_PATH, build
+from experiments.data import Dataset, data_sha256
+from experiments.locking import locked
+from experiments.metrics import accuracy
+from experiments.records import file_sha256, identity, write_whole
+from experiments.units import network_path
+
+log = logging.getLogger(__name__)
+
+# To be raised when the content of an entry, or how it is computed, changes.
+_FORMAT = 1
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network, loaded, with what all its compressions on one calibration set begin from."""
+
+    network: nn.Module
+    checkpoint: dict
+    dataset: Dataset
+    captured: CapturedLayers
+    accuracy_dense: float
+
+
+# Of this process: the latest preparation and the latest data set, each under its key.
+_latest: dict[str, Prepared] = {}
+_latest_dataset: dict[str, Dataset] = {}
+
+
+def prepare(cfg: DictConfig, device: torch.device) -> Prepared:
+    """Load or compute what a run starts from; with ``cache.enabled=false`` always compute it."""
+    if not cfg.cache.enabled:
+        network, checkpoint = _load_network(cfg, device)
+        dataset = instantiate(cfg.dataset)
+        return Prepared(network, checkpoint, dataset, *_compute(cfg, network, dataset))
+    if not network_path(cfg).is_file():
+        _load_network(cfg, device)  # raises, and says how the checkpoint is made
+    key = content_key(cfg, device)
+    in_memory = f"{key} on {device}"
+    if in_memory not in _latest:
+        network, checkpoint = _load_network(cfg, device)
+        dataset = _dataset(cfg.dataset)
+        folder = Path(cfg.cache_dir)
+        # Of several processes that start with the same network, one computes.
+        with locked(folder / "locks" / f"{key}.lock"):
+            shared = load_entry(folder / f"{key}.safetensors", network, device)
+            if shared is None:
+                shared = _compute(cfg, network, dataset)
+                store_entry(folder / f"{key}.safetensors", *shared, cfg.cache.limit_gib)
+        _latest.clear()
+        _latest[in_memory] = Prepared(network, checkpoint, dataset, *shared)
+    return _latest[in_memory]
+
+
+def content_key(cfg: DictConfig, device: torch.device) -> str:
+    """A hash of all that decides the activations and their eigenvectors, to the last bit.
+
+    Hence the number of threads, the kind of device and the version of torch: each can change how
+    sums are rounded.
+    """
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    model.pop("training")
+    return identity(
+        {
+            "format": _FORMAT,
+            "model": model,
+            "checkpoint": file_sha256(network_path(cfg)),
+            "data": data_sha256(cfg.dataset.name),
+            "held_out": cfg.dataset.held_out,
+            "seed": cfg.seed,
+            "calibration_samples": cfg.calibration_samples,
+            "threads": torch.get_num_threads(),
+            "device": device.type,
+            "torch": torch.__version__,
+        }
+    )
+
+
+def load_entry(
+    path: Path, network: nn.Module, device: torch.device
+) -> tuple[CapturedLayers, float] | None:
+    """Captured layers and accuracy of the network, or None where there is no whole entry."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}
+        os.utime(path)  # the latest use, by which `_make_room` goes
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        log.warning("%s cannot be read and is computed anew: %s", path, error)
+        return None
+    layers = []
+    for index, (name, activation) in enumerate(json.loads(about["layers"])):
+        original = network.get_submodule(name)
+        weight = original.weight.detach()
+        bias = weight.new_zeros(len(weight)) if original.bias is None else original.bias.detach()
+        parts = [tensors[f"{index}.{part}"] for part in ("inputs", "targets")]
+        layer = CapturedLayer(name, *parts, activation, weight, bias)
+        # Fills in the cached property.
+        vars(layer.live_inputs)["eigen"] = (
+            tensors[f"{index}.eigenvalues"],
+            tensors[f"{index}.eigenvectors"],
+        )
+        layers.append(layer)
+    return CapturedLayers(tuple(layers)), float(about["accuracy_dense"])
+
+
+def store_entry(
+    path: Path, captured: CapturedLayers, accuracy_dense: float, limit_gib: float
+) -> None:
+    """Keep an entry, unless it alone is over the limit; older ones make room for it.
+
+    A disk that is full costs a warning, not the run.
+    """
+    tensors = {}
+    for index, layer in enumerate(captured.layers):
+        values, vectors = layer.live_inputs.eigen
+        tensors[f"{index}.inputs"] = layer.inputs
+        tensors[f"{index}.targets"] = layer.targets
+        tensors[f"{index}.eigenvalues"] = values
+        tensors[f"{index}.eigenvectors"] = vectors
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {
+        "layers": json.dumps([(layer.name, layer.activation) for layer in captured.layers]),
+        "accuracy_dense": repr(accuracy_dense),
+    }
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    limit = limit_gib * _GIB
+    if size > limit:
+        log.warning("the activations take %.1f GiB, over cache.limit_gib", size / _GIB)
+        return
+    try:
+        _make_room(path.parent, limit - size)
+        write_whole(path, lambda scratch: save_file(tensors, scratch, metadata=about))
+    except (OSError, SafetensorError) as error:
+        log.warning("the activations are not kept on disk: %s", error)
+
+
+def entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """The files of the cache, the longest unused first."""
+    found = []
+    for path in folder.glob("*.safetensors"):
+        try:
+            found.append((path, path.stat()))
+        except FileNotFoundError:  # another process made room
+            continue
+    return sorted(found, key=lambda entry: entry[1].st_mtime)
+
+
+def _make_room(folder: Path, limit: float) -> None:
+    kept = entries(folder)
+    total = sum(about.st_size for _, about in kept)
+    for path, about in kept:
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= about.st_size
+
+
+def _load_network(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, dict]:
+    network = build(cfg.model)
+    command = (
+        f"python -m experiments.train_baseline model={cfg.model.name} "
+        f"dataset={cfg.dataset.name} seed={cfg.seed}"
+    )
+    checkpoint = load_checkpoint(network_path(cfg), network, command)
+    return network.to(device), checkpoint
+
+
+def _dataset(node: DictConfig) -> Dataset:
+    key = identity(OmegaConf.to_container(node, resolve=True))
+    if key not in _latest_dataset:
+        _latest_dataset.clear()
+        _latest_dataset[key] = instantiate(node)
+    return _latest_dataset[key]
+
+
+def _compute(cfg: DictConfig, network: nn.Module, dataset: Dataset) -> tuple[CapturedLayers, float]:
+    calibration = dataset.calibration(cfg.calibration_samples, cfg.seed)
+    return capture_layers(network, calibration), accuracy(network, dataset.test)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="cache")
+def main(cfg: DictConfig) -> None:
+    folder = Path(cfg.cache_dir)
+    kept = entries(folder)
+    size = sum(about.st_size for _, about in kept) / _GIB
+    if cfg.clear:
+        for path, _ in kept:
+            path.unlink(missing_ok=True)
+        log.info("removed %d entries, %.2f GiB, from %s", len(kept), size, folder)
+        return
+    log.info("%s: %d entries, %.2f GiB; clear=true removes them", folder, len(kept), size)
+
+
+if __name__ == "__main__":
+    main()

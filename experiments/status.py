@@ -1,0 +1,67 @@
+"""Where a sweep stands: ``python -m experiments.status`` with the arguments of the sweep.
+
+python -m experiments.status +experiment=mnist_comparison
+python -m experiments.status model=lenet5 method=ddlr,nettrim method.relative_tolerance=0.1,0.2
+"""
+
+import sys
+from collections import Counter
+from statistics import mean
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.configuration import CONFIG_PATH
+from experiments.sweeping import duration, expand
+from experiments.units import FAILED, FINISHED, MISSING, RUNNING, describe, run_key, state
+
+
+def main() -> None:
+    overrides = [each for each in sys.argv[1:] if each not in ("-m", "--multirun")]
+    print(status(planned(overrides)))
+
+
+def planned(overrides: list[str]) -> list[DictConfig]:
+    """The configs of a sweep's runs, composed as Hydra composes them."""
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        single = [each.input_line for each in parsed if not each.is_sweep_override()]
+        whole = compose("compress", overrides=single, return_hydra_config=True)
+        params = OmegaConf.to_container(whole.hydra.sweeper).get("params")
+        return [compose("compress", overrides=run) for run in expand(overrides, params)]
+
+
+def status(configs: list[DictConfig]) -> str:
+    """A table for people: counts, the time left, and each run that is not finished."""
+    # The same run may stand in a sweep twice; it is done once.
+    runs = {run_key(cfg): cfg for cfg in configs}
+    found = {key: state(cfg, key) for key, cfg in runs.items()}
+    counts = Counter(how for how, _ in found.values())
+    lines = [
+        f"{len(runs)} runs: "
+        + ", ".join(f"{counts[how]} {how}" for how in (FINISHED, RUNNING, FAILED, MISSING))
+    ]
+    seconds = [about["seconds"] for _, about in found.values() if about and "seconds" in about]
+    left = len(runs) - counts[FINISHED]
+    if left and seconds:
+        at_once = max(1, counts[RUNNING])
+        lines.append(
+            f"about {duration(mean(seconds) * left / at_once)} left, at {at_once} at once and "
+            f"{duration(mean(seconds))} a run"
+        )
+    for how in (RUNNING, FAILED, MISSING):
+        for key, (now, about) in found.items():
+            if now == how:
+                lines.append(f"  {how:8} {describe(runs[key])}{_note(how, about)}")
+    return "\n".join(lines)
+
+
+def _note(how: str, about: dict | None) -> str:
+    if how == RUNNING and about:
+        return f"  process {about['process']} on {about['host']}"
+    return f"  {about['error'].splitlines()[0]}" if how == FAILED else ""
+
+
+if __name__ == "__main__":
+    main()
