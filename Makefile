@@ -1,11 +1,13 @@
 # make test        set up .venv if need be, then run the tests
+# make test-distributed  the same with the launchers' extras, for the tests that need them
 # make reproduce   set up .venv if need be, then compress, collect and plot the MNIST comparison
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+READY_DISTRIBUTED := .venv/ready-distributed
 
-.PHONY: reproduce test lint clean
+.PHONY: reproduce test test-distributed lint clean
 
 reproduce: $(READY)
 	$(BIN)/python -m experiments.compress -m +experiment=mnist_comparison
@@ -17,6 +19,9 @@ reproduce: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-distributed: $(READY_DISTRIBUTED)
+	$(BIN)/python -m pytest tests_distributed
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -31,3 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
+
+$(READY_DISTRIBUTED): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,joblib,submitit,ray]"
+	touch $(READY_DISTRIBUTED)

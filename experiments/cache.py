@@ -113,7 +113,9 @@ def load_entry(
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()
-            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}
+            # Cloned: a tensor in the middle of a file may lie across the boundaries that torch
+            # aligns to, and sums are then grouped, and rounded, otherwise.
+            tensors = {name: file.get_tensor(name).clone().to(device) for name in file.keys()}
         os.utime(path)  # the latest use, by which `_make_room` goes
     except FileNotFoundError:
         return None
@@ -121,17 +123,16 @@ def load_entry(
         log.warning("%s cannot be read and is computed anew: %s", path, error)
         return None
     layers = []
-    for index, (name, activation) in enumerate(json.loads(about["layers"])):
+    for index, (name, activation, by_row) in enumerate(json.loads(about["layers"])):
         original = network.get_submodule(name)
         weight = original.weight.detach()
         bias = weight.new_zeros(len(weight)) if original.bias is None else original.bias.detach()
         parts = [tensors[f"{index}.{part}"] for part in ("inputs", "targets")]
         layer = CapturedLayer(name, *parts, activation, weight, bias)
         # Fills in the cached property.
-        vars(layer.live_inputs)["eigen"] = (
-            tensors[f"{index}.eigenvalues"],
-            tensors[f"{index}.eigenvectors"],
-        )
+        vectors = tensors[f"{index}.eigenvectors"]
+        vectors = vectors if by_row else vectors.T
+        vars(layer.live_inputs)["eigen"] = (tensors[f"{index}.eigenvalues"], vectors)
         layers.append(layer)
     return CapturedLayers(tuple(layers)), float(about["accuracy_dense"])
 
@@ -143,16 +144,20 @@ def store_entry(
 
     A disk that is full costs a warning, not the run.
     """
-    tensors = {}
+    tensors, layers = {}, []
     for index, layer in enumerate(captured.layers):
         values, vectors = layer.live_inputs.eigen
+        # How a matrix lies in memory is kept too, since products are rounded accordingly.
+        by_row = vectors.is_contiguous()
+        vectors = vectors if by_row else vectors.T
+        layers.append((layer.name, layer.activation, by_row))
         tensors[f"{index}.inputs"] = layer.inputs
         tensors[f"{index}.targets"] = layer.targets
         tensors[f"{index}.eigenvalues"] = values
         tensors[f"{index}.eigenvectors"] = vectors
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {
-        "layers": json.dumps([(layer.name, layer.activation) for layer in captured.layers]),
+        "layers": json.dumps(layers),
         "accuracy_dense": repr(accuracy_dense),
     }
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -216,7 +221,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.cache_dir)
     kept = entries(folder)
     size = sum(about.st_size for _, about in kept) / _GIB
-    if cfg.clear:
+    if cfg["clear"]:  # an attribute of that name is a method
         for path, _ in kept:
             path.unlink(missing_ok=True)
         log.info("removed %d entries, %.2f GiB, from %s", len(kept), size, folder)

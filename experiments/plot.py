@@ -1,6 +1,7 @@
 """Turn tables into figures: ``python -m experiments.plot``. Needs neither torch nor a network."""
 
 import logging
+import sys
 from pathlib import Path
 
 import hydra
@@ -10,10 +11,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.configuration import CONFIG_PATH
 from experiments.records import write_whole
+from experiments.tracking import TrackingError, check_tracking, log_figures
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,10 @@ _SIZE_TICKS = (0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="plot")
 def main(cfg: DictConfig) -> None:
     matplotlib.use("Agg")
+    try:
+        check_tracking(cfg.tracking)
+    except TrackingError as error:
+        sys.exit(str(error))
     table = Path(cfg.results_dir) / "sweeps.csv"
     if not table.is_file():
         raise FileNotFoundError(
@@ -62,10 +68,16 @@ def main(cfg: DictConfig) -> None:
         )
     sweeps = pd.read_csv(table)
     sweeps["bytes_fraction"] = sweeps["bytes_stored"] / sweeps["bytes_dense"]
+    figures = {}
     for counted in SIZES:
         path = Path(cfg.results_dir) / "figures" / f"frontier_{counted}.png"
         save(frontier(sweeps, counted), path)
+        figures[f"frontier_{counted}"] = path
         log.info("%s", path)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    # What is not a number is a gap in a table; wandb has no word for it but null.
+    rows = sweeps.astype(object).where(sweeps.notna(), None).to_dict("records")
+    log_figures(cfg.tracking, group=cfg.group, config=config, figures=figures, rows=rows)
 
 
 def frontier(sweeps: pd.DataFrame, counted: str) -> Figure:

@@ -13,11 +13,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.configuration import CONFIG_PATH
-from experiments.sweeping import duration, expand
+from experiments.sweeping import check_launcher, duration, expand
 from experiments.units import FAILED, FINISHED, MISSING, RUNNING, describe, run_key, state
 
 
 def main() -> None:
+    check_launcher(sys.argv[1:])
     overrides = [each for each in sys.argv[1:] if each not in ("-m", "--multirun")]
     print(status(planned(overrides)))
 

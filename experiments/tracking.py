@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -48,13 +49,20 @@ def check_tracking(tracking: DictConfig) -> None:
 
 
 def _logged_in() -> bool:
+    """Whether there is a key, where wandb looks for one; to try it would take a network."""
     import wandb
 
-    os.environ.setdefault("WANDB_SILENT", "true")
-    try:
-        return bool(wandb.login(prompt=False))
-    except Exception:  # wandb raises errors of several kinds for a key that cannot be one
-        return False
+    settings = wandb.Settings()
+    if settings.api_key or settings.identity_token_file or os.environ.get("WANDB_API_KEY"):
+        return True
+    own = os.environ.get("NETRC")
+    for path in [Path(own)] if own else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            if netrc(path).authenticators(urlsplit(settings.base_url).hostname):
+                return True
+        except (OSError, NetrcParseError):
+            continue
+    return False
 
 
 @contextmanager

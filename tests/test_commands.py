@@ -98,7 +98,8 @@ def test_tables_hold_a_row_a_run_and_a_row_a_layer(swept):
 def test_a_rerun_gives_the_same_numbers_in_the_same_row(swept):
     before = pd.read_csv(swept / "results/sweeps.csv").drop(columns="seconds")
     overrides = ("calibration_samples=300", "method=nettrim", "method.relative_tolerance=0.3")
-    done = command("compress", *DIGITS, *overrides, "tracking=none", folder=swept)
+    again = ("tracking=none", "rerun=true")
+    done = command("compress", *DIGITS, *overrides, *again, folder=swept)
     assert done.returncode == 0, done.stderr
     assert command("collect", folder=swept).returncode == 0
     after = pd.read_csv(swept / "results/sweeps.csv").drop(columns="seconds")
@@ -116,39 +117,79 @@ def test_figures_are_drawn_from_the_table_alone(swept):
 
 
 def test_offline_wandb_runs_of_a_sweep_can_be_read_back(swept):
-    folders = sorted((swept / "outputs/wandb").glob("offline-run-*"))
-    assert len(folders) == 4
-    runs = [read_wandb(folder) for folder in folders]
+    runs = [
+        read_wandb(folder) for folder in sorted((swept / "outputs/wandb").glob("offline-run-*"))
+    ]
+    runs = [run for run in runs if run["job_type"] != "plot"]
+    assert sorted(run["job_type"] for run in runs) == [*4 * ["compress"], "sweep"]
     assert len({run["group"] for run in runs}) == 1
     rows = pd.read_csv(swept / "results/sweeps.csv").set_index("run")
     for run in runs:
+        if run["job_type"] == "sweep":
+            continue
         row = rows.loc[run["summary"]["run"]]
-        assert run["job_type"] == "compress"
         assert run["summary"]["accuracy"] == pytest.approx(row["accuracy"])
         assert run["config"]["method"]["relative_tolerance"] == row["relative_tolerance"]
-        table = pd.DataFrame(run["table"]["data"], columns=run["table"]["columns"])
+        assert run["tags"] == sorted(["compress", "digits", "mlp_digits", row["method"]])
+        table = run["tables"]["layers"]
         assert list(table["layer"]) == ["fc1", "fc2", "fc3"]
         assert run["summary"]["layer/fc2/rank"] == table["rank"][1]
 
 
+def test_the_run_of_a_sweep_holds_its_rows_and_its_frontier(swept):
+    runs = [read_wandb(folder) for folder in (swept / "outputs/wandb").glob("offline-run-*")]
+    (sweep,) = [run for run in runs if run["job_type"] == "sweep"]
+    rows = pd.read_csv(swept / "results/sweeps.csv")
+    table = sweep["tables"]["runs"]
+    assert sorted(table["run"]) == sorted(rows["run"])
+    (chart,) = [table for name, table in sweep["tables"].items() if name.startswith("frontier")]
+    assert sorted(chart["lineVal"].round(4)) == sorted(rows["accuracy"])
+    assert chart["step"].round(6).tolist() == pytest.approx(
+        rows.sort_values(["method", "kept_fraction"])["kept_fraction"].tolist(), abs=1e-5
+    )
+
+
+def test_figures_are_logged_with_the_table_they_are_drawn_from(swept):
+    done = command("plot", "group=mine", folder=swept)
+    assert done.returncode == 0, done.stderr
+    folders = [
+        folder
+        for folder in (swept / "outputs/wandb").glob("offline-run-*")
+        if read_wandb(folder)["group"] == "mine"
+    ]
+    assert len(folders) == 1
+    images = sorted((folders[0] / "files/media/images").glob("*.png"))
+    assert [image.name.partition("_0_")[0] for image in images] == [
+        "frontier_bytes",
+        "frontier_weights",
+    ]
+    run = read_wandb(folders[0])
+    assert run["job_type"] == "plot"
+    assert len(run["tables"]["runs"]) == 4
+
+
 def read_wandb(folder: Path) -> dict:
-    """Group, config, summary and table of an offline run, as wandb itself reads them back."""
+    """What an offline run holds, as wandb itself reads it back; tables by their name."""
     wandb = Path(sys.executable).with_name("wandb")
     printed = subprocess.run(
         [wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True
     ).stdout
     entries = [json.loads(line) for line in printed.splitlines()]
     run = next(entry["run"] for entry in entries if entry["type"] == "run")
-    summary = {}
+    summary, tables = {}, {}
     for entry in entries:
         summary |= entry.get("summary", {}).get("update", {})
-    (table,) = (folder / "files/media/table").glob("layers_*.table.json")
+    for path in (folder / "files/media/table").glob("*.table.json"):
+        content = json.loads(path.read_text())
+        frame = pd.DataFrame(content["data"], columns=content["columns"])
+        tables[path.name.partition("_0_")[0]] = frame
     return {
         "group": run["run_group"],
         "job_type": run["job_type"],
+        "tags": sorted(run.get("tags", [])),
         "config": run["config"]["update"],
         "summary": summary,
-        "table": json.loads(table.read_text()),
+        "tables": tables,
     }
 
 

@@ -1,0 +1,501 @@
+"""Runs as units of work, the work they share, and what happens around a sweep."""
+
+import csv
+import json
+import os
+import pickle
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+import ddlr
+import nettrim
+from experiments import cache, compress, sweeping
+from experiments.configuration import CONFIG_PATH, REPOSITORY
+from experiments.locking import holder, locked
+from experiments.networks import mlp_digits
+from experiments.records import read_records
+from experiments.status import planned, status
+from experiments.tracking import TrackingError, check_tracking, track
+from experiments.training import choose_device
+from experiments.units import lock_path, read_record, record_path, run_key
+
+# Solved in a tenth of a second, by the checkpoint that is part of the repository.
+QUICK = (
+    "dataset=digits",
+    "model=mlp_digits",
+    "calibration_samples=200",
+    "method=nettrim",
+    "method.relative_tolerance=0.5",
+    "method.tolerance=0.1",
+    "tracking=none",
+)
+
+
+def places(folder: Path) -> list[str]:
+    return [
+        f"results_dir={folder}/results",
+        f"output_dir={folder}/outputs",
+        f"checkpoint_dir={REPOSITORY}/results/checkpoints",
+    ]
+
+
+def configured(folder: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        return compose("compress", overrides=[*QUICK, *places(folder), *overrides])
+
+
+def command(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.compress", *overrides, *places(folder)],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_memory():
+    """Each test begins as a new process does, and leaves torch's threads as they were."""
+    threads = torch.get_num_threads()
+    cache._latest.clear()
+    yield
+    torch.set_num_threads(threads)
+
+
+def numbers(record: dict) -> tuple[dict, list[dict]]:
+    """A record's results without the times."""
+    rows = [record["row"], *record["layers"]]
+    row, *layers = [{key: row[key] for key in row if key != "seconds"} for row in rows]
+    return row, layers
+
+
+# Runs as units of work
+
+
+def test_a_run_is_known_by_what_decides_its_result(tmp_path):
+    key = run_key(configured(tmp_path))
+    elsewhere = [f"data_dir={tmp_path}", "device=cpu", "tracking=csv", "threads=1", "workers=2"]
+    assert run_key(configured(tmp_path / "b", *elsewhere, "rerun=true")) == key
+    for change in ("method.relative_tolerance=0.4", "seed=1", "dataset.held_out=100"):
+        assert run_key(configured(tmp_path, change)) != key
+    shutil.copytree(REPOSITORY / "results/checkpoints", tmp_path / "checkpoints")
+    own = f"checkpoint_dir={tmp_path}/checkpoints"
+    assert run_key(configured(tmp_path, own)) == key
+    with (tmp_path / "checkpoints/mlp_digits_digits_seed0.safetensors").open("ab") as stream:
+        stream.write(b"\0")
+    assert run_key(configured(tmp_path, own)) != key
+
+
+def test_a_finished_run_is_skipped_before_anything_is_loaded(tmp_path, monkeypatch):
+    cfg = configured(tmp_path)
+    first, skipped = compress.run(cfg, group="g")
+    assert not skipped
+    monkeypatch.setattr(compress, "prepare", lambda *_: pytest.fail("the network was loaded"))
+    again, skipped = compress.run(cfg, group="g")
+    assert skipped
+    assert again == read_record(record_path(cfg, run_key(cfg)))
+    assert numbers(again) == numbers(first)
+
+
+def test_rerun_does_a_finished_run_again_and_its_failure_leaves_the_record(tmp_path, monkeypatch):
+    cfg = configured(tmp_path, "rerun=true")
+    path = record_path(cfg, run_key(cfg))
+    first, _ = compress.run(cfg, group="g")
+    second, skipped = compress.run(cfg, group="again")
+    assert not skipped
+    assert read_record(path)["group"] == "again"
+    assert numbers(first) == numbers(second)
+    before = path.read_bytes()
+    monkeypatch.setattr(compress, "prepare", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compress.run(cfg, group="failing")
+    assert path.read_bytes() == before
+
+
+def test_a_failed_run_keeps_its_error_and_config_and_is_tried_again(tmp_path, monkeypatch):
+    cfg = configured(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(compress, "judge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            compress.run(cfg, group="g")
+    (failed,) = read_records(tmp_path / "results/records")
+    assert failed["state"] == "failed"
+    assert failed["error"] == "ZeroDivisionError: division by zero"
+    assert "1 / 0" in failed["traceback"]
+    assert failed["config"]["method"]["relative_tolerance"] == 0.5
+    assert status([cfg]).startswith("1 runs: 0 finished, 0 running, 1 failed, 0 missing")
+    _, skipped = compress.run(cfg, group="g")
+    assert not skipped
+    (record,) = read_records(tmp_path / "results/records")
+    assert record["state"] == "finished"
+    assert "error" not in record
+
+
+def test_a_record_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    cfg = configured(tmp_path, "rerun=true")
+    compress.run(cfg, group="g")
+    path = record_path(cfg, run_key(cfg))
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        compress.run(cfg, group="g")
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob(".*"))
+
+
+def test_two_processes_with_the_same_run_do_it_once(tmp_path):
+    slower = ("method=ddlr", "method.relative_tolerance=0.2", "calibration_samples=400")
+    arguments = ["-m", "experiments.compress", *QUICK, *slower, *places(tmp_path)]
+    processes = [
+        subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted("finished already" in text for text in printed) == [False, True]
+    assert len(read_records(tmp_path / "results/records")) == 1
+
+
+def test_a_lock_says_who_holds_it_and_falls_with_its_holder(tmp_path):
+    path = tmp_path / "run.lock"
+    assert holder(path) is None
+    code = (
+        "import sys, time, pathlib, experiments.locking as l\n"
+        "with l.locked(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    assert holder(path)["process"] == child.pid
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert holder(path) is None
+    with locked(path):
+        assert holder(path)["process"] == os.getpid()
+
+
+def test_status_tells_what_is_finished_running_failed_and_missing(tmp_path):
+    grid = "method.relative_tolerance=0.3,0.4,0.5,-1"
+    shown = planned([*QUICK, grid, *places(tmp_path)])
+    running, _, finished, failing = shown
+    compress.run(finished, group="g")
+    with pytest.raises(ValueError, match="relative_tolerance is -1"):
+        compress.run(failing, group="g")
+    with locked(lock_path(running, run_key(running))):
+        text = status(shown)
+    assert text.startswith("4 runs: 1 finished, 1 running, 1 failed, 1 missing\nabout ")
+    assert f"running  mlp_digits nettrim net_trim 0.3 seed 0  process {os.getpid()}" in text
+    assert "failed   mlp_digits nettrim net_trim -1 seed 0  ValueError: relative_tol" in text
+    assert "missing  mlp_digits nettrim net_trim 0.4 seed 0" in text
+    assert "running" not in status([finished]).partition("\n")[2]
+
+
+def test_status_reads_the_grid_of_an_experiment(tmp_path):
+    shown = planned(["+experiment=mnist_comparison", "model=lenet5", *places(tmp_path)])
+    assert len(shown) == 16
+    assert {cfg.model.name for cfg in shown} == {"lenet5"}
+
+
+# Work that runs share
+
+
+@pytest.mark.parametrize("method", ["ddlr", "nettrim"])
+def test_the_cache_changes_nothing(method, tmp_path, monkeypatch):
+    grid = (f"method={method}", "method.tolerance=0.3", "rerun=true")
+    without, _ = compress.run(configured(tmp_path, *grid, "cache.enabled=false"), group="g")
+    assert not (tmp_path / "outputs/cache").exists()
+    cfg = configured(tmp_path, *grid)
+    stored, _ = compress.run(cfg, group="g")
+    monkeypatch.setattr(cache, "_compute", lambda *_: pytest.fail("computed again"))
+    in_memory, _ = compress.run(cfg, group="g")
+    cache._latest.clear()
+    from_disk, _ = compress.run(cfg, group="g")
+    for record in (stored, in_memory, from_disk):
+        assert numbers(record) == numbers(without)
+
+
+def test_an_entry_of_the_cache_is_for_one_content_only(tmp_path):
+    shutil.copytree(REPOSITORY / "results/checkpoints", tmp_path / "checkpoints")
+    own = f"checkpoint_dir={tmp_path}/checkpoints"
+    cpu = torch.device("cpu")
+    key = cache.content_key(configured(tmp_path), cpu)
+    same = ("method=ddlr", "method.relative_tolerance=0.1", own)
+    assert cache.content_key(configured(tmp_path, *same), cpu) == key
+    others = [
+        cache.content_key(configured(tmp_path, change), cpu)
+        for change in ("calibration_samples=100", "dataset.held_out=100")
+    ]
+    with (tmp_path / "checkpoints/mlp_digits_digits_seed0.safetensors").open("ab") as stream:
+        stream.write(b"\0")
+    others.append(cache.content_key(configured(tmp_path, own), cpu))
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    others.append(cache.content_key(configured(tmp_path), cpu))
+    assert len({key, *others}) == 1 + len(others)
+
+
+def test_an_entry_that_cannot_be_read_is_made_anew(tmp_path, caplog):
+    cfg = configured(tmp_path, "rerun=true")
+    first, _ = compress.run(cfg, group="g")
+    (entry,) = (tmp_path / "outputs/cache").glob("*.safetensors")
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    cache._latest.clear()
+    second, _ = compress.run(cfg, group="g")
+    assert "cannot be read" in caplog.text
+    assert numbers(second) == numbers(first)
+    assert cache.load_entry(entry, mlp_digits(), torch.device("cpu")) is not None
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "write_whole", full)
+    record, _ = compress.run(configured(tmp_path), group="g")
+    assert record["state"] == "finished"
+    assert "not kept on disk" in caplog.text
+
+
+def test_the_cache_keeps_to_its_limit_and_lets_the_longest_unused_go(tmp_path):
+    captured = ddlr.capture_layers(mlp_digits(), torch.rand(50, 64))
+    paths = [tmp_path / f"{name}.safetensors" for name in "abcd"]
+    cache.store_entry(paths[0], captured, 1.0, limit_gib=1)
+    size = paths[0].stat().st_size
+    limit = 2.5 * size / 2**30
+    for age, path in enumerate(paths[1:3]):
+        os.utime(paths[0], (1e9, 1e9))
+        cache.store_entry(path, captured, 1.0, limit_gib=limit)
+        os.utime(path, (2e9 + age, 2e9 + age))
+    assert [path.exists() for path in paths] == [False, True, True, False]
+    cache.load_entry(paths[1], mlp_digits(), torch.device("cpu"))  # used: now the latest
+    os.utime(paths[1], (3e9, 3e9))
+    cache.store_entry(paths[3], captured, 1.0, limit_gib=limit)
+    assert [path.exists() for path in paths] == [False, True, False, True]
+    cache.store_entry(paths[0], captured, 1.0, limit_gib=size / 2**31)
+    assert not paths[0].exists()
+
+
+def test_the_command_shows_and_clears_the_cache(tmp_path):
+    folder = tmp_path / "outputs/cache"
+    captured = ddlr.capture_layers(mlp_digits(), torch.rand(50, 64))
+    cache.store_entry(folder / "a.safetensors", captured, 1.0, limit_gib=1)
+    for arguments, said, left in (((), "1 entries", 1), (("clear=true",), "removed 1 entries", 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.cache", *arguments, f"output_dir={folder.parent}"],
+            capture_output=True,
+            text=True,
+        )
+        assert said in done.stdout, done.stderr
+        assert len(cache.entries(folder)) == left
+
+
+# Layers captured once, and solved side by side
+
+
+@pytest.fixture(scope="module")
+def network(digits):
+    cfg = configured(Path("unused"))
+    return cache._load_network(cfg, torch.device("cpu"))[0], digits.calibration(200, seed=0)
+
+
+METHODS = {"ddlr": ddlr.compress, "nettrim": nettrim.prune}
+LOOSE = {"relative_tolerance": 0.4, "tolerance": 0.1}
+
+
+def assert_same(one: ddlr.CompressionResult, other: ddlr.CompressionResult) -> None:
+    mine, theirs = one.model.state_dict(), other.model.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert [report.iterations for report in one.layers] == [
+        report.iterations for report in other.layers
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_layers_give_what_the_data_give(method, network):
+    model, calibration = network
+    captured = ddlr.capture_layers(model, calibration)
+    for _ in range(2):
+        shared = METHODS[method](model, captured, **LOOSE)
+        assert_same(shared, METHODS[method](model, calibration, **LOOSE))
+    one = METHODS[method](model, captured, layers=["fc2"], **LOOSE)
+    assert [report.name for report in one.layers] == ["fc2"]
+
+
+def test_captured_layers_are_refused_where_they_do_not_belong(network):
+    model, calibration = network
+    captured = ddlr.capture_layers(model, calibration, layers=["fc1"])
+    with pytest.raises(ValueError, match="layer 'fc2' was not captured"):
+        ddlr.compress(model, captured, layers=["fc1", "fc2"], **LOOSE)
+    with pytest.raises(ValueError, match="layer 'fc1' was captured with other weights"):
+        ddlr.compress(mlp_digits(), captured, layers=["fc1"], **LOOSE)
+    with pytest.raises(ValueError, match="activations were settled"):
+        ddlr.compress(model, captured, activations={"fc1": "none"}, **LOOSE)
+
+
+def test_workers_give_the_same_network_and_the_same_errors(network):
+    model, calibration = network
+    # Sums over another number of threads are rounded differently, so one for either.
+    torch.set_num_threads(1)
+    alone = nettrim.prune(model, calibration, **LOOSE)
+    seen = []
+    together = nettrim.prune(model, calibration, **LOOSE, workers=2, on_layer=seen.append)
+    assert_same(alone, together)
+    assert tuple(seen) == together.layers
+    with pytest.raises(ddlr.ConvergenceError, match="layer 'fc1': the iteration limit") as caught:
+        ddlr.compress(model, calibration, **LOOSE, max_iterations=1, workers=2)
+    assert pickle.loads(pickle.dumps(caught.value)).result.iterations == 1
+    with pytest.raises(ValueError, match="workers is 0"):
+        ddlr.compress(model, calibration, **LOOSE, workers=0)
+
+
+# Around a sweep
+
+
+def test_a_sweep_reports_what_failed_and_finishes_the_rest(tmp_path):
+    grid = ("method.relative_tolerance=-1,0.5,0.6", "tracking=wandb")
+    done = command(tmp_path, "-m", *QUICK, *grid)
+    assert done.returncode == 1
+    report = done.stderr[done.stderr.index("sweep:") :]
+    assert report.startswith("sweep: 2 runs finished, 1 failed, 0 not done")
+    assert "failed: mlp_digits nettrim net_trim -1 seed 0\n  ValueError: relative_tol" in report
+    assert "method.relative_tolerance=-1" in report.partition("config:")[2]
+    records = read_records(tmp_path / "results/records")
+    assert sorted(record["state"] for record in records) == ["failed", "finished", "finished"]
+    # Three runs and the sweep's own, each finished: none goes on in the next one's folder.
+    folders = list((tmp_path / "outputs/wandb").glob("offline-run-*"))
+    assert len(folders) == 4
+    exits = sorted(exit_code(folder) for folder in folders)
+    assert exits == [0, 0, 0, 1]
+    collected = subprocess.run(
+        [sys.executable, "-m", "experiments.collect", *places(tmp_path)[:2]],
+        capture_output=True,
+        text=True,
+    )
+    assert "1 of 3 runs failed and are left out" in collected.stdout
+    with (tmp_path / "results/sweeps.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 2
+
+
+def exit_code(folder: Path) -> int:
+    wandb = Path(sys.executable).with_name("wandb")
+    printed = subprocess.run(
+        [wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True
+    ).stdout
+    entries = [json.loads(line) for line in printed.splitlines()]
+    (code,) = [entry["exit"]["exit_code"] for entry in entries if entry["type"] == "exit"]
+    return int(code)
+
+
+def test_on_a_terminal_a_line_shows_how_far_the_sweep_is(tmp_path):
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    arguments = ["-m", *QUICK, "method.relative_tolerance=0.5,0.6", *places(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.compress", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        timeout=300,
+    )
+    os.close(terminal)
+    shown = os.read(master, 1 << 16).decode()
+    assert done.returncode == 0
+    assert "sweep: 0 done, 0 failed, 2 remaining" in shown
+    assert "sweep: 2 done, 0 failed, 0 remaining" in shown
+
+
+def test_the_line_counts_and_estimates_from_what_was_computed():
+    outcomes = [{"state": "finished", "skipped": True}, {"state": "finished"}, {"state": "failed"}]
+    line = sweeping.progress_line(outcomes, total=13, elapsed=60)
+    assert line == "sweep: 2 done, 1 failed, 10 remaining, about 5 min left"
+    assert "left" not in sweeping.progress_line(outcomes[:1], total=13, elapsed=60)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"),
+    [("joblib", "joblib"), ("submitit_local", "submitit"), ("slurm", "submitit"), ("ray", "ray")],
+)
+def test_a_launcher_that_is_not_installed_names_its_extra(launcher, extra, monkeypatch):
+    monkeypatch.setattr(sweeping, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=rf'-e "\.\[{extra}\]"'):
+        sweeping.check_launcher(["-m", f"launcher={launcher}"])
+    sweeping.check_launcher(["-m", "launcher=local"])
+
+
+def test_jobs_are_spread_over_several_gpus(monkeypatch):
+    assert choose_device("cpu", job=3) == torch.device("cpu")
+    assert choose_device("cuda:1", job=0) == torch.device("cuda:1")
+    found = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
+    chosen = [choose_device("auto", job) for job in range(5)]
+    assert chosen == [torch.device("cuda", index) for index in (0, 1, 2, 0, 1)]
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    assert choose_device("auto", job=1) == torch.device("cpu")
+
+
+# Tracking
+
+
+def no_account(folder: Path) -> dict[str, str]:
+    return {"HOME": str(folder), "NETRC": str(folder / "netrc"), "WANDB_API_KEY": ""}
+
+
+def test_online_without_a_login_ends_at_once_with_the_command(tmp_path):
+    online = ("tracking=wandb", "tracking.mode=online")
+    sweep = ("-m", *QUICK, "method.relative_tolerance=0.5,0.6", *online)
+    done = command(tmp_path, *sweep, **no_account(tmp_path))
+    assert done.returncode == 1
+    assert "wandb login" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_without_a_network_online_runs_are_logged_offline(tmp_path):
+    nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "0"}
+    online = ("tracking=wandb", "tracking.mode=online")
+    done = command(tmp_path, *QUICK, *online, **{**no_account(tmp_path), **nobody})
+    assert done.returncode == 0, done.stderr
+    assert "cannot be reached" in done.stdout
+    assert len(list((tmp_path / "outputs/wandb").glob("offline-run-*"))) == 1
+    assert len(read_records(tmp_path / "results/records")) == 1
+
+
+def test_csv_tracking_writes_the_rows_of_the_record(tmp_path):
+    record, _ = compress.run(configured(tmp_path, "tracking=csv"), group="sweep")
+    folder = tmp_path / "outputs/csv/sweep"
+    for name, rows in (("runs", [record["row"]]), ("layers", record["layers"])):
+        with (folder / f"{name}.csv").open() as stream:
+            read = list(csv.DictReader(stream))
+        assert read == [{key: str(value) for key, value in row.items()} for row in rows]
+
+
+def test_an_unknown_mode_is_named_with_what_would_be_right():
+    tracking = OmegaConf.create({"name": "wandb", "mode": "onlin"})
+    with pytest.raises(TrackingError, match=r"tracking.mode is 'onlin'.*'offline', 'online'"):
+        check_tracking(tracking)
+
+
+def test_tracking_finishes_a_run_that_raises(tmp_path):
+    tracking = OmegaConf.create(
+        {"name": "wandb", "mode": "offline", "project": "p", "directory": str(tmp_path)}
+    )
+    about = {"name": "n", "group": "g", "job_type": "compress", "config": {}}
+    with pytest.raises(ZeroDivisionError), track(tracking, **about):
+        _ = 1 / 0
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert exit_code(folder) == 1
