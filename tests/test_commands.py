@@ -220,6 +220,7 @@ def config_choices() -> list[tuple[str, ...]]:
     conf = Path(CONFIG_PATH)
     groups = ("dataset", "model", "method", "tracking")
     choices = [(f"{group}={path.stem}",) for group in groups for path in conf.glob(f"{group}/*")]
+    choices.append(("launcher=local",))  # the others need their extras: tests_distributed
     return choices + [(f"+experiment={path.stem}",) for path in conf.glob("experiment/*")]
 
 

@@ -248,6 +248,23 @@ def test_an_entry_of_the_cache_is_for_one_content_only(tmp_path):
     assert len({key, *others}) == 1 + len(others)
 
 
+def test_an_entry_comes_back_bit_for_bit_and_in_the_same_layout(tmp_path):
+    model = mlp_digits()
+    captured = ddlr.capture_layers(model, torch.rand(50, 64))
+    cache.store_entry(tmp_path / "a.safetensors", captured, 97.123456789012345, limit_gib=1)
+    loaded, accuracy = cache.load_entry(tmp_path / "a.safetensors", model, torch.device("cpu"))
+    assert accuracy == 97.123456789012345
+    for mine, theirs in zip(captured.layers, loaded.layers, strict=True):
+        assert (mine.name, mine.activation) == (theirs.name, theirs.activation)
+        for one, other in zip(
+            (mine.inputs, mine.targets, mine.weight, mine.bias, *mine.live_inputs.eigen),
+            (theirs.inputs, theirs.targets, theirs.weight, theirs.bias, *theirs.live_inputs.eigen),
+            strict=True,
+        ):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+
+
 def test_an_entry_that_cannot_be_read_is_made_anew(tmp_path, caplog):
     cfg = configured(tmp_path, "rerun=true")
     first, _ = compress.run(cfg, group="g")
