@@ -34,7 +34,8 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_scratch(tmp_path):
 
 def test_records_are_strict_json_and_others_are_named(tmp_path):
     write_json(tmp_path / "a.json", {"row": {"gap": math.nan}, "layers": [{"x": 1.5}]})
-    assert read_records(tmp_path) == [{"row": {"gap": None}, "layers": [{"x": 1.5}]}]
+    read = {"row": {"gap": None}, "layers": [{"x": 1.5}], "state": "finished"}
+    assert read_records(tmp_path) == [read]
     (tmp_path / "b.json").write_text(json.dumps({"no": "record"}))
     with pytest.raises(ValueError, match=r"b\.json is not a run record"):
         read_records(tmp_path)
