@@ -52,7 +52,7 @@ def _logged_in() -> bool:
     """Whether there is a key, where wandb looks for one; to try it would take a network."""
     import wandb
 
-    settings = wandb.Settings()
+    settings = wandb.setup().settings
     if settings.api_key or settings.identity_token_file or os.environ.get("WANDB_API_KEY"):
         return True
     own = os.environ.get("NETRC")
@@ -210,7 +210,7 @@ def _reachable() -> bool:
     global _unreachable
     import wandb
 
-    address = urlsplit(wandb.Settings().base_url)
+    address = urlsplit(wandb.setup().settings.base_url)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
         socket.create_connection((address.hostname, port), timeout=_REACH_SECONDS).close()
