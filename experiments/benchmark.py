@@ -25,12 +25,18 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddlr import CentredInputs, ConvergenceError, SolverResult, WarmStart, solve_low_rank
-from ddlr.capture import capture, run_batches
+from ddlr import (
+    CentredInputs,
+    ConvergenceError,
+    SolverResult,
+    WarmStart,
+    capture_layers,
+    solve_low_rank,
+)
 from ddlr.certificate import certify
 from ddlr.constraints import OutputSet
 from experiments import plot
-from experiments.compress import load_network
+from experiments.cache import load_network
 from experiments.configuration import CONFIG_PATH
 from experiments.plain_admm import plain_admm
 from experiments.records import write_whole
@@ -374,18 +380,13 @@ def made_up_layer(
 
 def trained_layer(cfg: DictConfig, device: torch.device, samples: int) -> Layer:
     """A layer of a trained network on its calibration samples, dead inputs and outputs left out."""
-    network, _ = load_network(cfg)
-    network, dataset = network.to(device), instantiate(cfg.dataset)
+    network, _ = load_network(cfg, device)
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    name = names[cfg.layer.position]
-    with capture(network, [name]) as records:
-        run_batches(network, dataset.calibration(samples, cfg.seed).split(1000))
-    record, module = records[name], network.get_submodule(name)
-    inputs, targets = record.inputs, record.outputs
-    targets = targets.relu() if record.activation == "relu" else targets
-    live_in, live_out = (inputs != 0).any(dim=0), (targets != 0).any(dim=0)
-    start = WarmStart(module.weight.detach()[live_out][:, live_in], module.bias.detach()[live_out])
-    return Layer(inputs[:, live_in], targets[:, live_out], record.activation, start)
+    calibration = instantiate(cfg.dataset).calibration(samples, cfg.seed)
+    (layer,) = capture_layers(network, calibration, layers=[names[cfg.layer.position]]).layers
+    live_in, live_out = layer.live_in, layer.live_out
+    start = WarmStart(layer.weight[live_out][:, live_in], layer.bias[live_out])
+    return Layer(layer.live_inputs.inputs, layer.targets[:, live_out], layer.activation, start)
 
 
 def pair_seconds(layer: Layer) -> float:

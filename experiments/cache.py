@@ -60,15 +60,15 @@ _latest_dataset: dict[str, Dataset] = {}
 def prepare(cfg: DictConfig, device: torch.device) -> Prepared:
     """Load or compute what a run starts from; with ``cache.enabled=false`` always compute it."""
     if not cfg.cache.enabled:
-        network, checkpoint = _load_network(cfg, device)
+        network, checkpoint = load_network(cfg, device)
         dataset = instantiate(cfg.dataset)
         return Prepared(network, checkpoint, dataset, *_compute(cfg, network, dataset))
     if not network_path(cfg).is_file():
-        _load_network(cfg, device)  # raises, and says how the checkpoint is made
+        load_network(cfg, device)  # raises, and says how the checkpoint is made
     key = content_key(cfg, device)
     in_memory = f"{key} on {device}"
     if in_memory not in _latest:
-        network, checkpoint = _load_network(cfg, device)
+        network, checkpoint = load_network(cfg, device)
         dataset = _dataset(cfg.dataset)
         folder = Path(cfg.cache_dir)
         # Of several processes that start with the same network, one computes.
@@ -193,7 +193,8 @@ def _make_room(folder: Path, limit: float) -> None:
         total -= about.st_size
 
 
-def _load_network(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, dict]:
+def load_network(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, dict]:
+    """The trained network that a config names, and the description of its checkpoint."""
     network = build(cfg.model)
     command = (
         f"python -m experiments.train_baseline model={cfg.model.name} "

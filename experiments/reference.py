@@ -5,7 +5,7 @@ Only for small layers: the nuclear norm makes a semidefinite program of size in 
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import cvxpy as cp
 import numpy as np
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ddlr.certificate import certify
 from ddlr.compress import store_low_rank
-from ddlr.layerwise import LayerProblem, compress_layers
+from ddlr.layerwise import CapturedLayers, LayerProblem, compress_layers
 from ddlr.proximal import L1, NUCLEAR
-from ddlr.result import CompressionResult, ConvergenceError, SolverResult, SolverStatus
+from ddlr.result import CompressionResult, ConvergenceError, LayerReport, SolverResult, SolverStatus
 from nettrim.prune import store_linear
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def solve_reference(
 
 def compress_reference(
     model: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
+    calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
     norm: str,
     relative_tolerance: float,
@@ -163,6 +163,8 @@ def compress_reference(
     accuracy: float,
     tolerance: float,
     raise_on_failure: bool,
+    workers: int = 1,
+    on_layer: Callable[[LayerReport], None] | None = None,
 ) -> CompressionResult:
     """`ddlr.compress` (norm "nuclear") or `nettrim.prune` ("l1") with a cone solver's solves.
 
@@ -174,7 +176,7 @@ def compress_reference(
     def solve(problem: LayerProblem) -> SolverResult:
         log.info("%s: %d x %d weights", named, *problem.weight.shape)
         return solve_reference(
-            problem.inputs,
+            problem.inputs.inputs,
             problem.targets,
             problem.radius,
             norm=norm,
@@ -192,6 +194,8 @@ def compress_reference(
         solve=solve,
         store=store_low_rank if norm == "nuclear" else store_linear,
         raise_on_failure=raise_on_failure,
+        workers=workers,
+        on_layer=on_layer,
     )
 
 

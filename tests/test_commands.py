@@ -232,3 +232,29 @@ def test_every_choice_composes_and_its_target_exists(overrides):
         assert callable(get_method(cfg[group]._target_))
         assert cfg[group].name
     assert REPOSITORY / "results" == Path(cfg.results_dir)
+
+
+def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
+    tiny = "[[6,5,30]]"
+    done = command(
+        "benchmark",
+        *DIGITS,
+        *("layer.samples=200", "layer.seconds_limit=0.05", "memory.samples=300"),
+        *("reference.SCS.layers=" + tiny, "reference.CLARABEL.layers=" + tiny),
+        *("reference.MOSEK.layers=[]", "reference.ours_alone.layers=[[12,12,60]]"),
+        *("growth.layers=" + tiny, f"checkpoint_dir={REPOSITORY}/results/checkpoints"),
+        folder=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "results/benchmark.csv")
+    assert set(table["part"]) == {"reference", "layer", "path", "growth", "memory"}
+    solved = table[table["gap_asked"].notna()]
+    assert (solved["status"] == "converged").all()
+    assert (solved["relative_gap"].abs() <= solved["gap_asked"]).all()
+    cone = solved[solved["solver"].isin(["SCS", "CLARABEL"])]
+    assert len(cone) == 2
+    targets = pd.read_csv(tmp_path / "results/benchmark_targets.csv")
+    assert {"yes", "no"} >= set(targets["met"])
+    assert any("pairs an iteration" in what for what in targets["what"])
+    for figure in ("convergence", "scaling"):
+        assert (tmp_path / f"results/figures/{figure}.png").stat().st_size > 10_000

@@ -327,7 +327,7 @@ def test_the_command_shows_and_clears_the_cache(tmp_path):
 @pytest.fixture(scope="module")
 def network(digits):
     cfg = configured(Path("unused"))
-    return cache._load_network(cfg, torch.device("cpu"))[0], digits.calibration(200, seed=0)
+    return cache.load_network(cfg, torch.device("cpu"))[0], digits.calibration(200, seed=0)
 
 
 METHODS = {"ddlr": ddlr.compress, "nettrim": nettrim.prune}
