@@ -19,8 +19,9 @@ def singular_value_threshold(matrix: Tensor, threshold: float) -> Tensor:
     """Proximal operator of ``threshold * ||.||_*``: shrink each singular value towards zero.
 
     Computed from the eigenvectors of the smaller Gram matrix, so it costs O(M N min(M, N)) with
-    the constant of a matrix product, and nothing in it waits for the device. Singular values are
-    resolved to about sqrt(eps) of the largest; the threshold should lie above that.
+    the constant of a matrix product; on CUDA torch's eigendecomposition waits for the device, and
+    nothing else in it does. Singular values are resolved to about sqrt(eps) of the largest; the
+    threshold should lie above that.
 
     References
     ----------

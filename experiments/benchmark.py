@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 SOLVERS = {"nuclear": solve_low_rank, "l1": solve_sparse}
 _REPETITIONS = 15
 _ITERATIONS_A_TRACE_POINT = 10
-_ITERATIONS_A_JUDGEMENT = 25
+_ITERATIONS_A_JUDGEMENT = 50
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def main(cfg: DictConfig) -> None:
     path = Path(cfg.results_dir) / "benchmark.csv"
     for part in cfg.parts:
         rows = [{"part": part, **row, **common} for row in PARTS[part](cfg, device)]
-        table = _replace_part(path, part, pd.DataFrame(rows))
+        _replace_part(path, part, pd.DataFrame(rows))
+    table = pd.read_csv(path)
     targets = measured_targets(table)
     text = targets.to_string(index=False, max_colwidth=None)
     log.info("%s\n%s", path, text)
@@ -115,7 +116,7 @@ def against_cone_solvers(cfg: DictConfig, device: torch.device) -> list[dict]:
             continue
         choice = settings[solver]
         for shape in choice.layers:
-            layer = made_up_layer(*shape, device=device, dtype=torch.float64)
+            layer = made_up_layer(*shape, device=device, dtype=getattr(torch, choice.dtype))
             ours = _ours(layer, "nuclear", settings.relative_tolerance, choice.gap)
             theirs = _cone_solver(layer, solver, choice.gap, settings)
             rows += [{**ours, "case": solver}, {**theirs, "case": solver}]
@@ -124,10 +125,11 @@ def against_cone_solvers(cfg: DictConfig, device: torch.device) -> list[dict]:
                 *(solver, theirs["seconds"], ours["seconds"]),
                 *(theirs["seconds"] / ours["seconds"], layer.shape),
             )
-    for shape in settings.ours_alone.layers:
-        layer = made_up_layer(*shape, device=device, dtype=torch.float64)
-        gap = settings.ours_alone.gap
-        rows.append({**_ours(layer, "nuclear", settings.relative_tolerance, gap), "case": "SCS"})
+    alone = settings.ours_alone
+    for shape in alone.layers:
+        layer = made_up_layer(*shape, device=device, dtype=getattr(torch, alone.dtype))
+        ours = _ours(layer, "nuclear", settings.relative_tolerance, alone.gap)
+        rows.append({**ours, "case": "SCS"})
     return rows
 
 
@@ -240,11 +242,11 @@ def large_layers(cfg: DictConfig, device: torch.device) -> list[dict]:
 
 
 PARTS: dict[str, Callable[[DictConfig, torch.device], list[dict]]] = {
-    "reference": against_cone_solvers,
     "layer": one_layer,
     "path": tolerance_path,
     "growth": growth,
     "memory": memory,
+    "reference": against_cone_solvers,
     "large": large_layers,
 }
 FIGURES = {"convergence": ("layer", plot.convergence), "scaling": ("reference", plot.scaling)}
@@ -299,7 +301,6 @@ def _all_targets(table: pd.DataFrame) -> list[dict]:
         seconds = value("seconds", solver="ours", **case)
         pair = value("pair_seconds", solver="ours", **case)
         pairs = ratio(seconds, pair)
-        iterations = value("iterations", solver="ours", **case)
         alone, path = (
             value("seconds", part="path", case=name, norm=norm) for name in ("one", "path of 8")
         )
@@ -307,8 +308,8 @@ def _all_targets(table: pd.DataFrame) -> list[dict]:
         targets += [
             {"what": f"trained layer, {norm}: pairs", "measured": pairs, "at_most": most},
             {
-                "what": f"trained layer, {norm}: pairs an iteration",
-                "measured": ratio(pairs, iterations),
+                "what": f"trained layer, {norm}: pairs an iteration, checks included",
+                "measured": ratio(_seconds_an_iteration(table, norm), pair),
                 "at_most": 1.6,
             },
             {
@@ -338,6 +339,16 @@ def _all_targets(table: pd.DataFrame) -> list[dict]:
             "at_most": 120,
         },
     ]
+
+
+def _seconds_an_iteration(table: pd.DataFrame, norm: str) -> float | None:
+    """What the trace's last iterations took beyond its first, so set-up and last proof apart."""
+    trace = table[(table["part"] == "layer") & (table["case"] == "trace")]
+    trace = trace[(trace["norm"] == norm) & (trace["solver"] == "ours")]
+    if trace["iterations"].nunique() < 2:
+        return None
+    first, last = trace.iloc[0], trace.iloc[-1]
+    return (last["seconds"] - first["seconds"]) / (last["iterations"] - first["iterations"])
 
 
 def _better_plain(table: pd.DataFrame, norm: str) -> dict:
@@ -444,10 +455,12 @@ def _resident_bytes(field: str) -> int:
 def _ours(
     layer: Layer, norm: str, relative_tolerance: float, gap: float, repetitions: int = 3
 ) -> dict:
-    """The median of some solves, as a row."""
-    pair = pair_seconds(layer)
-    results = [_solve(layer, norm, relative_tolerance, gap) for _ in range(repetitions)]
-    seconds = median(result.seconds for result in results)
+    """The median of some solves by pairs, which are measured anew before each, as a row."""
+    timed = [
+        (pair_seconds(layer), _solve(layer, norm, relative_tolerance, gap))
+        for _ in range(repetitions)
+    ]
+    pair, result = sorted(timed, key=lambda each: each[1].seconds / each[0])[repetitions // 2]
     return {
         "norm": norm,
         "solver": "ours",
@@ -455,8 +468,7 @@ def _ours(
         "relative_tolerance": relative_tolerance,
         "gap_asked": gap,
         "pair_seconds": pair,
-        **_numbers(results[0]),
-        "seconds": seconds,
+        **_numbers(result),
     }
 
 
@@ -551,7 +563,7 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _replace_part(path: Path, part: str, rows: pd.DataFrame) -> pd.DataFrame:
+def _replace_part(path: Path, part: str, rows: pd.DataFrame) -> None:
     """Put one part's rows into the table in place of its earlier ones."""
     if path.is_file():
         earlier = pd.read_csv(path)
@@ -559,7 +571,6 @@ def _replace_part(path: Path, part: str, rows: pd.DataFrame) -> pd.DataFrame:
     order = list(PARTS)
     rows = rows.sort_values("part", key=lambda parts: parts.map(order.index), kind="stable")
     write_whole(path, lambda scratch: rows.to_csv(scratch, index=False, float_format="%.6g"))
-    return rows
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ SOLVER_STYLES = {
 NORM_TITLES = {"nuclear": "nuclear norm (DDLR)", "l1": "l1 (Net-Trim)"}
 CONVERGENCE = {
     "relative_gap": ("certified relative gap", 1e-2),
-    "violation": ("relative violation (none is drawn at 1e-5)", 1e-3),
+    "violation": ("violation (0 is drawn at 1e-5)", 1e-3),
 }
 # Accuracies further below the dense network are of no use to anybody and would flatten the rest.
 _POINTS_SHOWN = 10
@@ -170,7 +170,7 @@ def convergence(table: pd.DataFrame) -> Figure:
                 axes.plot(trace["seconds"], values, markersize=3, linewidth=1.4, **style)
         for axes, (label, limit) in zip(panels[:, column], CONVERGENCE.values(), strict=True):
             axes.axhline(limit, color="black", linestyle=":", linewidth=1.2)
-            axes.set_ylabel(label)
+            axes.set_ylabel(label if column == 0 else None)
             axes.set_xscale("log")
             axes.set_yscale("log")
             _bare(axes)
@@ -192,6 +192,10 @@ def scaling(table: pd.DataFrame) -> Figure:
         _draw_scaling(axes, line, "ours", linestyle="--" if finest else "-")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    widths = sorted(rows["in_features"].unique())
+    axes.xaxis.set_major_locator(FixedLocator(widths))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("in_features = out_features (4 to 10 samples each)")
     axes.set_ylabel("seconds for one solve")
     axes.legend(frameon=False, fontsize=9)
@@ -209,10 +213,10 @@ def _draw_scaling(axes: Axes, rows: pd.DataFrame, solver: str, **style) -> None:
         axes.annotate(
             "last size tried",
             (times.index[-1], times.iloc[-1]),
-            xytext=(6, 0),
+            xytext=(0, 6),
             textcoords="offset points",
             fontsize=8,
-            va="center",
+            ha="center",
         )
 
 
