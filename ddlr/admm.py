@@ -81,8 +81,12 @@ class CentredInputs:
         kept = values > max(samples, features) * torch.finfo(values.dtype).eps * values[-1]
         values, vectors = values[kept], vectors[:, kept]
         if not tall:
-            centred = (self.inputs - self.mean).double()
-            vectors = (centred.T @ vectors) / values.sqrt()
+            vectors = vectors / values.sqrt()
+            blocks = (
+                (self.inputs[:, columns].double() - mean[columns]).T @ vectors
+                for columns in row_blocks(features, _ROWS_AT_ONCE)
+            )
+            vectors = torch.cat([block.to(self.inputs.dtype) for block in blocks])
         return values.to(self.inputs.dtype), vectors.to(self.inputs.dtype)
 
     @cached_property

@@ -88,6 +88,8 @@ def main(cfg: DictConfig) -> None:
     for part in cfg.parts:
         rows = [{"part": part, **row, **common} for row in PARTS[part](cfg, device)]
         _replace_part(path, part, pd.DataFrame(rows))
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path} to read; name parts to measure")
     table = pd.read_csv(path)
     targets = measured_targets(table)
     text = targets.to_string(index=False, max_colwidth=None)
@@ -265,7 +267,7 @@ def measured_targets(table: pd.DataFrame) -> pd.DataFrame:
         prefix = "> " if target.pop("unfinished", False) else ""
         target["measured"] = f"{prefix}{target['measured']:.3g}"
         target["met"] = "yes" if met else "no"
-    return pd.DataFrame(found)[["what", "target", "measured", "met"]]
+    return pd.DataFrame(found, columns=["what", "target", "measured", "met"])
 
 
 def _all_targets(table: pd.DataFrame) -> list[dict]:

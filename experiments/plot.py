@@ -163,7 +163,7 @@ def convergence(table: pd.DataFrame) -> Figure:
     )
     for column, norm in enumerate(norms):
         for solver, trace in rows[rows["norm"] == norm].groupby("solver", sort=False):
-            style = SOLVER_STYLES[solver]
+            style = SOLVER_STYLES.get(solver, {"label": solver, "marker": "."})
             for axes, quantity in zip(panels[:, column], CONVERGENCE, strict=True):
                 # A logarithmic axis has no place for 0.
                 values = trace[quantity].abs().clip(lower=1e-5)

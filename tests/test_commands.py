@@ -12,6 +12,7 @@ from hydra.utils import get_method
 
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.records import read_records
+from offline_wandb import entries
 
 DIGITS = ("dataset=digits", "model=mlp_digits")
 
@@ -170,14 +171,10 @@ def test_figures_are_logged_with_the_table_they_are_drawn_from(swept):
 
 def read_wandb(folder: Path) -> dict:
     """What an offline run holds, as wandb itself reads it back; tables by their name."""
-    wandb = Path(sys.executable).with_name("wandb")
-    printed = subprocess.run(
-        [wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True
-    ).stdout
-    entries = [json.loads(line) for line in printed.splitlines()]
-    run = next(entry["run"] for entry in entries if entry["type"] == "run")
+    found = entries(folder)
+    run = next(entry["run"] for entry in found if entry["type"] == "run")
     summary, tables = {}, {}
-    for entry in entries:
+    for entry in found:
         summary |= entry.get("summary", {}).get("update", {})
     for path in (folder / "files/media/table").glob("*.table.json"):
         content = json.loads(path.read_text())

@@ -1,7 +1,6 @@
 """Runs as units of work, the work they share, and what happens around a sweep."""
 
 import csv
-import json
 import os
 import pickle
 import pty
@@ -28,6 +27,7 @@ from experiments.status import planned, status
 from experiments.tracking import TrackingError, check_tracking, track
 from experiments.training import choose_device
 from experiments.units import lock_path, read_record, record_path, run_key
+from offline_wandb import entries
 
 # Solved in a tenth of a second, by the checkpoint that is part of the repository.
 QUICK = (
@@ -410,12 +410,8 @@ def test_a_sweep_reports_what_failed_and_finishes_the_rest(tmp_path):
 
 
 def exit_code(folder: Path) -> int:
-    wandb = Path(sys.executable).with_name("wandb")
-    printed = subprocess.run(
-        [wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True
-    ).stdout
-    entries = [json.loads(line) for line in printed.splitlines()]
-    (code,) = [entry["exit"]["exit_code"] for entry in entries if entry["type"] == "exit"]
+    found = entries(folder)
+    (code,) = [entry["exit"]["exit_code"] for entry in found if entry["type"] == "exit"]
     return int(code)
 
 
