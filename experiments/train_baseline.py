@@ -1,6 +1,10 @@
-"""Train a network and keep it: ``python -m experiments.train_baseline model=lenet5 seed=0``."""
+"""Train a network and keep it: ``python -m experiments.train_baseline model=lenet5 seed=0``.
+
+Interrupted, the same command goes on from the last whole epoch.
+"""
 
 import logging
+from pathlib import Path
 
 import hydra
 import torch
@@ -10,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.checkpoints import checkpoint_path, save_checkpoint
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import accuracy
-from experiments.records import provenance
+from experiments.records import identity, provenance
 from experiments.training import choose_device, train
 
 log = logging.getLogger(__name__)
@@ -25,7 +29,14 @@ def main(cfg: DictConfig) -> None:
     dataset = instantiate(cfg.dataset)
     torch.manual_seed(cfg.seed)
     network = build(cfg.model)
-    train(network, dataset, **cfg.model.training, seed=cfg.seed, device=choose_device(cfg.device))
+    train(
+        network,
+        dataset,
+        **cfg.model.training,
+        seed=cfg.seed,
+        device=choose_device(cfg.device),
+        resume=_unfinished(cfg),
+    )
     measured = {
         "test": accuracy(network, dataset.test),
         "held_out": accuracy(network, dataset.held_out),
@@ -47,6 +58,13 @@ def main(cfg: DictConfig) -> None:
         },
     )
     log.info("%s: test accuracy %.2f %%, held-out %.2f %%", path, *measured.values())
+
+
+def _unfinished(cfg: DictConfig) -> Path:
+    """Where the training that this config describes keeps its state."""
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    key = identity({"model": model, "dataset": cfg.dataset.name, "seed": cfg.seed})
+    return Path(cfg.output_dir) / "training" / f"{cfg.model.name}_{key}.pt"
 
 
 if __name__ == "__main__":
