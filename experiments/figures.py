@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -17,6 +18,7 @@ from experiments.tables import (
     FRACTIONS,
     METHOD_TITLES,
     NETWORK_TITLES,
+    SHORT_TITLES,
     at_main_samples,
     in_order,
 )
@@ -52,6 +54,8 @@ _LAYER_COLOURS = ("#000000", "#0072B2", "#009E73", "#E69F00", "#CC79A7")
 # Accuracies further below the dense network are of no use to anybody and would flatten the rest.
 _POINTS_SHOWN = 5
 _SIZE_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
+_INCHES_AN_ENTRY = 2.9  # of a legend
+_TIME_TICKS = tuple(step * 10**power for power in range(7) for step in (1, 2, 3, 5, 7))
 _TOLERANCE_TICKS = (0.03, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -128,7 +132,12 @@ def equal_drop(sizes: pd.DataFrame) -> Figure | None:
     figure, grid = plt.subplots(
         len(drops), 2, figsize=(12, 3.6 * len(drops)), squeeze=False, layout="constrained"
     )
-    bars = [(method, variant) for method in RIVALS for variant in (AS_PUBLISHED, IMPROVED[0])]
+    bars = [
+        (method, variant)
+        for method in RIVALS
+        for variant in (AS_PUBLISHED, IMPROVED[0])
+        if len(_variant(sizes[sizes["method"] == method], variant))
+    ]
     width = 0.8 / len(bars)
     for row, drop in zip(grid, drops, strict=True):
         for axes, counted in zip(row, FRACTIONS, strict=True):
@@ -137,10 +146,11 @@ def equal_drop(sizes: pd.DataFrame) -> Figure | None:
                 of_bar = _variant(shown[shown["method"] == method], variant).set_index("model")
                 places = np.arange(len(models)) + (index - (len(bars) - 1) / 2) * width
                 _draw_bars(axes, of_bar.reindex(models), places, width, method, variant)
-            axes.set_xticks(range(len(models)), [_network(model, short=True) for model in models])
+            names = [SHORT_TITLES.get(model, model) for model in models]
+            axes.set_xticks(range(len(models)), names, fontsize=9)
             axes.tick_params(axis="x", length=0)
             axes.set_ylabel(f"{counted} kept (% of the dense layers)")
-            axes.set_title(f"{counted}, held-out accuracy within {drop:g} points of the dense")
+            axes.set_title(f"{counted}, held-out drop of at most {drop:.1f} points")
             bare(axes)
             axes.grid(False, axis="x")
     _legend(figure, [grid[0][0]], None)
@@ -254,9 +264,11 @@ def bound(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
     for axes, (rows, promised, measured, title) in zip(row, panels, strict=True):
         for place, (method, refit) in enumerate((m, r) for m in RIVALS for r in ("none", "fixed")):
             shown = rows[(rows["method"] == method) & (rows["refit"] == refit)]
-            # Side by side where many promise the same.
+            # Where many promise the same they are set apart, along the diagonal.
             apart = 1.05 ** (place - 1.5) if promised == "relative_tolerance" else 1.0
-            _draw_points(axes, shown[promised] * apart, shown[measured], method, refit)
+            if len(shown):
+                points = (shown[promised] * apart, shown[measured] * apart)
+                _draw_points(axes, *points, method, refit)
         _diagonal(axes, rows[promised], rows[measured])
         axes.set_title(title)
         axes.set_xlabel("promised relative error")
@@ -288,16 +300,16 @@ def _refit_words(refit: str) -> str:
 def _diagonal(axes: Axes, promised: pd.Series, measured: pd.Series) -> None:
     ends = [0.7 * promised.min(), 1.4 * promised.max()]
     axes.plot(ends, ends, color="black", linewidth=1, linestyle=":")
-    axes.annotate(
-        "as promised", (ends[1], ends[1]), ha="right", va="bottom", fontsize=8, rotation=0
-    )
+    axes.annotate("as promised", (ends[1], ends[1]), ha="right", va="bottom", fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    positive = measured[measured > 0]
+    axes.set_xlim(*ends)
     # A layer that stayed as it is has no error, and would stretch the axis without end.
-    axes.set_ylim(
-        max(0.5 * positive.min(), 1e-2 * promised.min()), 2 * max(ends[1], measured.max())
-    )
+    least = max(measured[measured > 0].min(), 1e-3 * promised.min())
+    axes.set_ylim(0.6 * least, 1.4 * max(ends[1], measured.max()))
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        steps = (1,) if high > 100 * low else (1, 2, 5)
+        _plain_ticks(axis, [step * 10.0**power for power in range(-6, 6) for step in steps])
 
 
 def samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
@@ -334,7 +346,10 @@ def samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
                     axes.errorbar(points.index, points["mean"], yerr=_range(points), **style)
             _sample_axis(axes, sorted(here["calibration_samples"].unique()))
             axes.set_ylabel(label)
-        _dense_line(row[1], here["accuracy_dense"].mean())
+        dense = here["accuracy_dense"].mean()
+        _dense_line(row[1], dense)
+        low, high = row[1].get_ylim()
+        row[1].set_ylim(low, max(high, dense) + 0.1 * (high - low))
         row[2].axhline(1, color="black", linestyle=":", linewidth=1)
         row[1].set_title(f"{_network(model)}, tolerance {tolerance:g}")
     _legend(figure, [grid[0][0]], None)
@@ -350,9 +365,7 @@ def _variant_style(method: str, variant: tuple[str, str]) -> dict:
 
 def _sample_axis(axes: Axes, numbers: list[int]) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(numbers))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    _plain_ticks(axes.xaxis, numbers)
     axes.tick_params(axis="x", labelrotation=45)
     axes.set_xlabel("calibration samples")
     bare(axes)
@@ -383,6 +396,7 @@ def order(sweeps: pd.DataFrame) -> Figure | None:
                 continue
             _accuracy_axis(axes, here["accuracy_dense"].mean())
             _size_axis(axes, here, "kept_fraction", "weights kept (%)")
+            axes.set_ylabel(None)
         row[0].set_ylabel(f"test accuracy (%), {_refit_words(refit)}")
     _titles(grid, models)
     _legend(figure, [grid[0][0]], None)
@@ -410,6 +424,7 @@ def inference(times: pd.DataFrame) -> Figure | None:
             dense = here["microseconds_dense"].median()
             axes.axhline(dense, color="black", linestyle=":", linewidth=1.2, label="dense")
             axes.set_yscale("log")
+            _plain_ticks(axes.yaxis, _TIME_TICKS)
             _size_axis(axes, here, "kept_fraction", "weights kept (% of the dense layers)")
         row[0].set_ylabel(f"microseconds a batch of {batch}")
     _titles(grid, models)
@@ -502,7 +517,7 @@ def _legend(figure: Figure, panels: list[Axes], spare: Axes | None) -> None:
     if spare is not None:
         spare.legend(*entries, loc="center", frameon=False)
     else:
-        columns = min(len(handles), 4)
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / _INCHES_AN_ENTRY)))
         figure.legend(*entries, loc="outside lower center", frameon=False, ncols=columns)
 
 
@@ -535,20 +550,23 @@ def _size_axis(axes: Axes, rows: pd.DataFrame, column: str, label: str) -> None:
     if len(rows):
         axes.set_xlim(100 * rows[column].min() / 1.25, 100 * rows[column].max() * 1.25)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(_SIZE_TICKS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    _plain_ticks(axes.xaxis, _SIZE_TICKS)
     axes.set_xlabel(label)
     bare(axes)
 
 
 def _tolerance_axis(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(_TOLERANCE_TICKS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    _plain_ticks(axes.xaxis, _TOLERANCE_TICKS)
     axes.set_xlabel("relative tolerance")
     bare(axes)
+
+
+def _plain_ticks(axis: Axis, ticks: Iterable[float]) -> None:
+    """Label a logarithmic axis at these values, without exponents."""
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def bare(axes: Axes) -> None:

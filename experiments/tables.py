@@ -20,6 +20,15 @@ NETWORK_TITLES = {
     "vgg_small": "VGG-style net on CIFAR-10, FC layers",
     "mlp_digits": "MLP 64-48-32-10 on digits",
 }
+# For axes, in two lines at most.
+SHORT_TITLES = {
+    "lenet_300_100": "LeNet-\n300-100",
+    "fc_nettrim": "784-300-\n1000-100-10",
+    "lenet5": "LeNet-5,\nFC layers",
+    "convnet_nettrim": "Net-Trim's\nconv net",
+    "vgg_small": "VGG-style\nnet",
+    "mlp_digits": "MLP on\ndigits",
+}
 METHOD_TITLES = {
     "ddlr": "DDLR (nuclear norm)",
     "nettrim": "Net-Trim (l1)",

@@ -1,4 +1,4 @@
-"""Tables of results with the columns of the real ones and plausible numbers, to be read by tests."""
+"""Tables of results with the columns of the real ones and plausible numbers."""
 
 from itertools import pairwise
 
