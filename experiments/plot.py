@@ -20,19 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.configuration import CONFIG_PATH
 from experiments.figures import FIGURES, bare
 from experiments.records import write_whole
-from experiments.tables import read_table
+from experiments.tables import MADE_BY, read_tables
 from experiments.tracking import TrackingError, check_tracking, log_figures
 
 log = logging.getLogger(__name__)
 
-# Table to the command that makes it.
-MADE_BY = {
-    "sweeps": "python -m experiments.compress, then python -m experiments.collect",
-    "layers": "python -m experiments.compress, then python -m experiments.collect",
-    "sizes": "python -m experiments.collect",
-    "inference": "python -m experiments.inference",
-    "spectrum": "python -m experiments.spectrum",
-}
 SOLVER_STYLES = {
     "ours": {"label": "this project", "color": "#0072B2", "marker": "o"},
     "plain, penalty 100": {"label": "plain ADMM, penalty 100", "color": "#D55E00", "marker": "s"},
@@ -73,12 +65,6 @@ def main(cfg: DictConfig) -> None:
     # What is not a number is a gap in a table; wandb has no word for it but null.
     rows = sweeps.astype(object).where(sweeps.notna(), None).to_dict("records")
     log_figures(cfg.tracking, group=cfg.group, config=config, figures=figures, rows=rows)
-
-
-def read_tables(results: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a folder of results that are there, by their names."""
-    paths = {name: results / f"{name}.csv" for name in MADE_BY}
-    return {name: read_table(path) for name, path in paths.items() if path.is_file()}
 
 
 def draw(name: str, tables: dict[str, pd.DataFrame]) -> Figure | None:

@@ -42,6 +42,14 @@ METHOD_TITLES = {
 }
 # What is counted to the column that holds it, as a fraction of the dense layers.
 FRACTIONS = {"weights": "kept_fraction", "bytes": "bytes_fraction"}
+# Table to the command that makes it.
+MADE_BY = {
+    "sweeps": "python -m experiments.compress, then python -m experiments.collect",
+    "layers": "python -m experiments.compress, then python -m experiments.collect",
+    "sizes": "python -m experiments.collect",
+    "inference": "python -m experiments.inference",
+    "spectrum": "python -m experiments.spectrum",
+}
 VARIANT = ["method", "constraint", "refit", "order"]
 GROUP = ["dataset", "model", *VARIANT, "calibration_samples"]
 SETTING = [*GROUP, "relative_tolerance"]
@@ -53,6 +61,12 @@ def read_table(path: Path) -> pd.DataFrame:
     if {"bytes_stored", "bytes_dense"} <= set(table):
         table["bytes_fraction"] = table["bytes_stored"] / table["bytes_dense"]
     return table
+
+
+def read_tables(results: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a folder of results that are there, by their names."""
+    paths = {name: results / f"{name}.csv" for name in MADE_BY}
+    return {name: read_table(path) for name, path in paths.items() if path.is_file()}
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
