@@ -7,6 +7,7 @@ from ddlr.compress import compress
 from ddlr.layers import LowRankLinear
 from ddlr.layerwise import CapturedLayers, capture_layers
 from ddlr.low_rank import solve_low_rank
+from ddlr.reduced_rank import refit_low_rank
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,
@@ -30,5 +31,6 @@ __all__ = [
     "capture_layers",
     "certify",
     "compress",
+    "refit_low_rank",
     "solve_low_rank",
 ]

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class CentredInputs:
     """
 
     inputs: Tensor
+    free_bias: ClassVar[bool] = True
 
     @cached_property
     def mean(self) -> Tensor:
@@ -57,6 +59,9 @@ class CentredInputs:
     def centred(self) -> Tensor:
         return self.inputs - self.mean
 
+    def _exact_mean(self) -> Tensor:
+        return self.inputs.mean(dim=0, dtype=torch.float64)
+
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues above rounding, ascending, and eigenvectors as columns, of Xc^T Xc.
@@ -65,7 +70,7 @@ class CentredInputs:
         """
         samples, features = self.inputs.shape
         tall = samples >= features
-        mean = self.inputs.mean(dim=0, dtype=torch.float64)
+        mean = self._exact_mean()
         # In blocks, so that the inputs are never held as a whole in float64.
         if tall:
             gram = mean.new_zeros(features, features)
@@ -114,6 +119,23 @@ class CentredInputs:
         return weight + (residual * (penalty / (1 + gain))) @ vectors.T
 
 
+class UncentredInputs(CentredInputs):
+    """Inputs as they are, for problems without a free bias."""
+
+    free_bias: ClassVar[bool] = False
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return torch.zeros_like(self.inputs[0])
+
+    @cached_property
+    def centred(self) -> Tensor:
+        return self.inputs
+
+    def _exact_mean(self) -> Tensor:
+        return self.mean.double()
+
+
 class PrincipalInputs:
     """Centred inputs in their principal coordinates, for norms that a rotation leaves alone.
 
@@ -156,7 +178,8 @@ def minimise_norm(
 
         minimise norm(W)   subject to   X Wt + 1 bt in `outputs`,   b free
 
-    by Douglas-Rachford splitting (the alternating direction method of multipliers, over-relaxed):
+    (b = 0 for `UncentredInputs`) by Douglas-Rachford splitting (the alternating direction method of
+    multipliers, over-relaxed):
     W = S, A = Z with S taken by the proximal operator of the norm, Z by projection on the output
     set, and (W, A) by a ridge regression that couples them, X centred. An iteration costs the two
     products X Wt and Rt X, 4 N M P flops, and what the proximal operator needs; the eigenvectors
@@ -187,9 +210,10 @@ def minimise_norm(
 
     problem = (inputs, outputs.targets, outputs.radius)
     options = {"activation": outputs.activation, "constraint": outputs.constraint}
+    proof_options = {**options, "free_bias": geometry.free_bias}
 
     def prove(weight: Tensor, bias: Tensor, dual: Tensor, dtype: torch.dtype) -> Certificate:
-        return certify(weight, bias, dual, *problem, norm=norm, **options, dtype=dtype)
+        return certify(weight, bias, dual, *problem, norm=norm, **proof_options, dtype=dtype)
 
     def finish(weight: Tensor, bias: Tensor, proof: Certificate, iterations: int) -> SolverResult:
         met = proof.within(tolerance)
@@ -207,6 +231,8 @@ def minimise_norm(
         )
 
     constant = outputs.best_constant_output()
+    if not geometry.free_bias:
+        constant = torch.zeros_like(constant)
     if outputs.violation(constant.expand_as(outputs.targets)) == 0:
         zero = inputs.new_zeros(outputs.targets.shape[1], inputs.shape[1])
         proof = prove(zero, constant, torch.zeros_like(outputs.targets), torch.float64)
@@ -263,7 +289,7 @@ class _Splitting:
         geometry: CentredInputs,
         warm_start: WarmStart | SolverResult | None,
     ):
-        self.norm, self.outputs = norm, outputs
+        self.norm, self.outputs, self.free_bias = norm, outputs, geometry.free_bias
         self.inputs = geometry.principal if norm.rotation_invariant else geometry
         centred, targets = self.inputs.centred, outputs.targets
         # A cache is small; an accelerator is better served by few large operations.
@@ -303,7 +329,7 @@ class _Splitting:
             reflected = self._reflected(rows)
             cross.addmm_(reflected.T, centred[rows])
             total += reflected.sum(dim=0)
-        bias = total / len(targets)
+        bias = total / len(targets) if self.free_bias else torch.zeros_like(total)
         ratio = self.output_penalty / self.weight_penalty
         ridge = self.inputs.solve_ridge(2 * weight - self.weight_shadow, cross, ratio)
 
@@ -348,7 +374,8 @@ class _Splitting:
         penalty = 1e3 / values[-1].item() if len(values) else 1.0
         zero = targets.new_zeros(targets.shape[1], centred.shape[1])
         weight = self.inputs.solve_ridge(zero, targets.T @ centred, penalty)
-        return weight, targets.mean(dim=0)
+        mean = targets.mean(dim=0)
+        return weight, mean if self.free_bias else torch.zeros_like(mean)
 
     def rebalance(self, iteration: int, proof: Certificate | None, tolerance: float) -> None:
         """Move the penalties to where they serve.

@@ -63,6 +63,7 @@ def certify(
     norm: Norm,
     activation: str = "relu",
     constraint: str = "net_trim",
+    free_bias: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Certificate:
     """Bound the optimum of a layer problem from below, and measure a weight against it.
@@ -82,6 +83,9 @@ def certify(
     inputs : Tensor, shape (samples, in_features)
     radius : float
         Frobenius bound on the output error, in units of `targets`.
+    free_bias : bool
+        False for the program without a bias (or with the bias as a column of the weight, against an
+        input of ones). Then the columns of V need not sum to zero, and `bias` must be 0.
     dtype : torch.dtype
         Precision of the matrix products; float64 for a proof.
 
@@ -90,7 +94,11 @@ def certify(
     Lagrangian duality for the program of Aghasi et al. (2020), arXiv 1806.06457, with the bias
     free and the norm exchanged.
     """
-    lower_bound, dual = _bound(dual, inputs, targets, radius, norm, activation, constraint, dtype)
+    if not free_bias and bias.any():
+        raise ValueError("bias must be 0 where free_bias is False")
+    lower_bound, dual = _bound(
+        dual, inputs, targets, radius, norm, activation, constraint, free_bias, dtype
+    )
     objective = norm.value(weight)
     violation, constraint_violation = measure_violations(
         weight, bias, inputs, targets, radius, activation, constraint, dtype
@@ -155,6 +163,7 @@ def _bound(
     norm: Norm,
     activation: str,
     constraint: str,
+    free_bias: bool,
     dtype: torch.dtype,
 ) -> tuple[float, Tensor]:
     """The lower bound that a repaired dual variable proves, and that variable."""
@@ -162,8 +171,9 @@ def _bound(
     relu = activation == "relu"
     counts = (targets > 0).sum(dim=0) if relu else torch.full_like(targets[0], len(targets))
     sums = torch.zeros(features, dtype=torch.float64, device=dual.device)
-    for rows in row_blocks(len(dual), _ROWS_AT_ONCE):
-        sums += _clamped(dual[rows], targets[rows], relu).sum(dim=0, dtype=torch.float64)
+    if free_bias:
+        for rows in row_blocks(len(dual), _ROWS_AT_ONCE):
+            sums += _clamped(dual[rows], targets[rows], relu).sum(dim=0, dtype=torch.float64)
     # A column without any active entry sums to zero only if it is zero: it gets no scale below.
     shift = sums / counts.clamp(min=1)
 
@@ -172,7 +182,7 @@ def _bound(
     repaired = torch.empty_like(dual)
     # The columns of the dual sum to zero, so that any constant may be taken from the inputs; the
     # mean keeps rounding in the sums from being multiplied by a large offset.
-    mean = inputs.mean(dim=0).to(dtype)
+    mean = inputs.mean(dim=0).to(dtype) * free_bias
     for rows in row_blocks(len(dual), _ROWS_AT_ONCE):
         block = _clamped(dual[rows].to(dtype), targets[rows], relu)
         if relu:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
-from ddlr.layerwise import CapturedLayers, compress_layers, start_from_original
+from ddlr.layerwise import REFITS, CapturedLayers, LayerProblem, LayerSolver, compress_layers
 from ddlr.low_rank import solve_low_rank
-from ddlr.result import CompressionResult, LayerReport
+from ddlr.reduced_rank import refit_low_rank
+from ddlr.result import CompressionResult, LayerReport, SolverResult
 
 
 def compress(
@@ -16,6 +17,8 @@ def compress(
     *,
     relative_tolerance: float,
     constraint: str = "net_trim",
+    refit: str = "none",
+    order: str = "parallel",
     layers: Sequence[str] | None = None,
     activations: Mapping[str, str] | None = None,
     tolerance: float = 1e-2,
@@ -23,12 +26,13 @@ def compress(
     raise_on_failure: bool = True,
     workers: int = 1,
     on_layer: Callable[[LayerReport], None] | None = None,
+    memory: Callable[..., SolverResult] | None = None,
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network low-rank, without retraining.
 
-    Each `nn.Linear` is solved on its own, on the original network's activations, by
-    `ddlr.solve_low_rank` with the bound ``relative_tolerance * ||its output||_F``, and replaced by
-    a `LowRankLinear`. A layer whose rank does not save weights stays dense, as it was.
+    Each `nn.Linear` is solved on its own, by `ddlr.solve_low_rank` with the bound
+    ``relative_tolerance * ||its output||_F``, and replaced by a `LowRankLinear`. A layer whose rank
+    does not save weights stays dense, as it was.
 
     Parameters
     ----------
@@ -42,6 +46,14 @@ def compress(
         or more makes every weight zero.
     constraint : {"net_trim", "hinge"}
         The output set, see `ddlr.solve_low_rank`.
+    refit : {"none", "fixed"}
+        "fixed" moves each solved weight, at its rank, to a smaller output error: the nuclear norm
+        finds the rank at the price of shrunken singular values. See `ddlr.refit_low_rank`.
+    order : {"parallel", "cascade"}
+        "parallel" solves each layer on the original network's activations, and promises the bound
+        for it. "cascade" solves it on those that the compressed layers before it give, towards the
+        original output, in the set `hinge` from the second layer on; where the original weights
+        already miss the bound there, it is sqrt(1.1) times their error. The report has it.
     layers : sequence of str, optional
         Names of the layers to compress; every `nn.Linear` by default.
     activations : mapping of str to {"relu", "none"}, optional
@@ -54,6 +66,8 @@ def compress(
         Processes that solve layers side by side, by joblib; they share this process's threads.
     on_layer : callable, optional
         Is called with each `LayerReport` as soon as it is there.
+    memory : callable, optional
+        For keeping solves between calls, see `ddlr.layerwise.LayerSolver`.
 
     Returns
     -------
@@ -71,8 +85,10 @@ def compress(
     ----------
     Papadimitriou and Jain (2021), arXiv 2107.05787.
     """
-    solve = start_from_original(
-        solve_low_rank, constraint=constraint, tolerance=tolerance, max_iterations=max_iterations
+    check_refit(refit)
+    options = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
+    solve = LayerSolver(
+        solve_low_rank, options, refit=_refit if refit == "fixed" else None, memory=memory
     )
     return compress_layers(
         model,
@@ -82,9 +98,30 @@ def compress(
         store=store_low_rank,
         layers=layers,
         activations=activations,
+        order=order,
         raise_on_failure=raise_on_failure,
         workers=workers,
         on_layer=on_layer,
+    )
+
+
+def check_refit(refit: str) -> None:
+    if refit not in REFITS:
+        raise ValueError(f"refit is {refit!r}; choose one of {REFITS}")
+
+
+def _refit(problem: LayerProblem, solved: SolverResult) -> tuple[Tensor, Tensor]:
+    """The best weight of the solved one's rank, unless none of that rank will be stored."""
+    rank = numerical_rank(solved.weight)
+    if rank == 0 or not saves_weights(rank, *solved.weight.T.shape):
+        return solved.weight, solved.bias
+    return refit_low_rank(
+        problem.inputs,
+        problem.targets,
+        solved.weight,
+        solved.bias,
+        rank=rank,
+        activation=problem.activation,
     )
 
 

@@ -1,11 +1,13 @@
 """The one walk over a network's layers: capture, solve, replace, report."""
 
 import copy
+import dataclasses
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,12 @@ from ddlr.result import (
 
 log = logging.getLogger(__name__)
 
+REFITS = ("none", "fixed")
+ORDERS = ("parallel", "cascade")
+
 _CALIBRATION_BATCH = 1000
+# Of the error that the original weights make on compressed inputs; as in Net-Trim's cascade.
+_CASCADE_SLACK = math.sqrt(1.1)
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,25 @@ class CapturedLayer:
 
 @dataclass(frozen=True)
 class CapturedLayers:
-    """The captured layers of one network, in its order. Stands in for the calibration set."""
+    """The captured layers of one network, in its order. Stands in for the calibration set.
+
+    Attributes
+    ----------
+    layers : tuple of CapturedLayer
+    batches : tuple of Tensor
+        The network inputs they were captured on.
+    """
 
     layers: tuple[CapturedLayer, ...]
+    batches: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """One layer to be solved: its live inputs and outputs, and the original weight for a start."""
+    """One layer to be solved: its live inputs and outputs, and the original weight for a start.
+
+    `original_inputs` is false where layers before it have been compressed, in cascade order.
+    """
 
     inputs: CentredInputs
     targets: Tensor
@@ -80,24 +98,59 @@ class LayerProblem:
     activation: str
     weight: Tensor
     bias: Tensor
+    original_inputs: bool = True
 
 
-def start_from_original(solver: Callable[..., SolverResult], **options) -> Callable:
-    """A layer solver for `compress_layers`: `solver` with options, begun at the original weight."""
-    return partial(_solve_from_original, solver, options)
+@dataclass(frozen=True)
+class LayerSolver:
+    """A solver for `compress_layers`: `solver` with options, begun at the original weight.
 
+    On compressed inputs the set `net_trim` may be empty, while `hinge` always holds the original
+    weight: there it takes the place of `net_trim`, with the same guarantee.
 
-def _solve_from_original(
-    solver: Callable[..., SolverResult], options: dict, problem: LayerProblem
-) -> SolverResult:
-    return solver(
-        problem.inputs,
-        problem.targets,
-        problem.radius,
-        activation=problem.activation,
-        warm_start=WarmStart(problem.weight, problem.bias),
-        **options,
-    )
+    Attributes
+    ----------
+    solver : callable
+        `ddlr.solve_low_rank` or `nettrim.solve_sparse`.
+    options : dict
+        Keyword arguments for it; `constraint` among them.
+    refit : callable, optional
+        (problem, solver result) to a better weight and bias of the same size.
+    memory : callable, optional
+        Takes the place of the solver and may answer from what it remembers: called with the
+        solver, its positional and its keyword arguments.
+    """
+
+    solver: Callable[..., SolverResult]
+    options: Mapping
+    refit: Callable[[LayerProblem, SolverResult], tuple[Tensor, Tensor]] | None = None
+    memory: Callable[..., SolverResult] | None = None
+
+    def __call__(self, problem: LayerProblem) -> SolverResult:
+        options = {
+            **self.options,
+            "activation": problem.activation,
+            "warm_start": WarmStart(problem.weight, problem.bias),
+        }
+        if not problem.original_inputs:
+            options["constraint"] = "hinge"
+        arguments = (problem.inputs, problem.targets, problem.radius)
+        try:
+            if self.memory is None:
+                solved = self.solver(*arguments, **options)
+            else:
+                solved = self.memory(self.solver, *arguments, **options)
+        except ConvergenceError as error:
+            raise ConvergenceError(str(error), self._refitted(problem, error.result)) from error
+        return self._refitted(problem, solved)
+
+    def _refitted(self, problem: LayerProblem, solved: SolverResult) -> SolverResult:
+        if self.refit is None:
+            return solved
+        started = time.perf_counter()
+        weight, bias = self.refit(problem, solved)
+        seconds = solved.seconds + time.perf_counter() - started
+        return dataclasses.replace(solved, weight=weight, bias=bias, seconds=seconds)
 
 
 def capture_layers(
@@ -115,11 +168,13 @@ def capture_layers(
             nettrim.prune(model, captured, relative_tolerance=tolerance)
 
     Activations and eigenvectors are computed here and shared by all of them; the results are those
-    of separate calls. Holds each layer's inputs, twice, and its targets in memory.
+    of separate calls. Holds the calibration data and each layer's inputs, twice, and its targets in
+    memory.
 
     Parameters and errors are those of `ddlr.compress`.
     """
-    captured = CapturedLayers(tuple(_capture(model, calibration, layers, activations)))
+    batches = _batches(calibration)
+    captured = CapturedLayers(tuple(_capture(model, batches, layers, activations)), batches)
     for layer in captured.layers:
         _ = layer.live_inputs.eigen
     return captured
@@ -134,11 +189,17 @@ def compress_layers(
     store: Callable[[Tensor, Tensor], nn.Module | None],
     layers: Sequence[str] | None = None,
     activations: Mapping[str, str] | None = None,
+    order: str = "parallel",
     raise_on_failure: bool = True,
     workers: int = 1,
     on_layer: Callable[[LayerReport], None] | None = None,
 ) -> CompressionResult:
-    """Compress linear layers of a network one by one, each on the original network's activations.
+    """Compress linear layers of a network one by one.
+
+    In parallel order each layer is solved on the original network's activations. In cascade order
+    it sees the compressed layers before it, and aims at the original output all the same; its
+    bound then is the larger of ``relative_tolerance * ||output||_F`` and sqrt(1.1) times the error
+    that its original weights make on those inputs (Aghasi et al. 2020, arXiv 1806.06457).
 
     Inputs and outputs that are zero on every calibration sample are removed before a layer is
     solved: their weights become 0. A relative tolerance of 0 keeps the layers as they are.
@@ -160,6 +221,8 @@ def compress_layers(
         Names of `nn.Linear` modules. All of them by default.
     activations : mapping, optional
         "relu" or "none" by layer name, where `ddlr.capture` should not decide.
+    order : {"parallel", "cascade"}
+        For "cascade" the layers must be given in the order in which the network calls them.
     raise_on_failure : bool
         Whether a solve that does not converge raises, or is used as it is and shows in the report.
     workers : int
@@ -183,14 +246,29 @@ def compress_layers(
         )
     if not (isinstance(workers, int) and workers >= 1):
         raise ValueError(f"workers is {workers!r}; it must be a whole number from 1 upwards")
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}; choose one of {ORDERS}")
+    if order == "cascade" and workers > 1:
+        raise ValueError(
+            f"workers is {workers}, but in cascade order a layer waits for those before it; "
+            "set workers to 1, or order to 'parallel'"
+        )
     if isinstance(calibration, CapturedLayers):
+        batches = calibration.batches
         captured = iter(_select(model, calibration, layers, activations))
     else:
-        captured = _capture(model, calibration, layers, activations)
+        batches = _batches(calibration) if order == "cascade" else calibration
+        captured = _capture(model, batches, layers, activations)
 
     compressed = copy.deepcopy(model)
     reports = []
-    for layer, solved in _solve_all(captured, relative_tolerance, solve, workers):
+    if order == "parallel":
+        solutions = _solve_all(captured, relative_tolerance, solve, workers)
+    else:
+        solutions = _solve_in_cascade(
+            captured, relative_tolerance, solve, lambda: compressed, batches
+        )
+    for layer, bound, solved in solutions:
         if isinstance(solved, ConvergenceError):
             if raise_on_failure:
                 raise ConvergenceError(f"layer {layer.name!r}: {solved}", solved.result) from solved
@@ -198,7 +276,7 @@ def compress_layers(
             solved = solved.result
         original = compressed.get_submodule(layer.name)
         replacement = _stored(original, layer, solved, store)
-        report = _report(replacement, layer, relative_tolerance, solved)
+        report = _report(replacement, layer, bound, solved)
         compressed = _replace(compressed, layer.name, replacement)
         reports.append(report)
         log.info(
@@ -210,6 +288,12 @@ def compress_layers(
         if on_layer is not None:
             on_layer(report)
     return CompressionResult(compressed, tuple(reports))
+
+
+def _batches(calibration: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
+    if isinstance(calibration, Tensor):
+        calibration = calibration.split(_CALIBRATION_BATCH)
+    return tuple(calibration)
 
 
 def _capture(
@@ -224,7 +308,7 @@ def _capture(
     _check_activations(activations, names)
     _check_weights(model, names)
     if isinstance(calibration, Tensor):
-        calibration = calibration.split(_CALIBRATION_BATCH)
+        calibration = _batches(calibration)
     with capture(model, names) as records:
         run_batches(model, calibration)
     for name in names:
@@ -286,12 +370,16 @@ def _solve_all(
     relative_tolerance: float,
     solve: Callable[[LayerProblem], SolverResult],
     workers: int,
-) -> Iterator[tuple[CapturedLayer, SolverResult | ConvergenceError | None]]:
-    """Each layer with its solution, or with the error that carries an unfinished one, in order."""
+) -> Iterator[tuple[CapturedLayer, float, SolverResult | ConvergenceError | None]]:
+    """Each layer with its relative bound and its solution, in order.
+
+    An error that carries an unfinished result stands in for it; None, for a layer left as it is.
+    """
     if workers == 1 or relative_tolerance == 0:
         for layer in captured:
             problem = _problem(layer, relative_tolerance)
-            yield layer, _solve(problem, solve) if relative_tolerance else None
+            solved = _solve(problem, solve) if relative_tolerance else None
+            yield layer, relative_tolerance, solved
         return
     try:
         import joblib
@@ -305,7 +393,43 @@ def _solve_all(
         joblib.delayed(_solve_in_worker)(_problem(layer, relative_tolerance), solve, threads)
         for layer in layers
     )
-    yield from zip(layers, solutions, strict=True)
+    for layer, solved in zip(layers, solutions, strict=True):
+        yield layer, relative_tolerance, solved
+
+
+def _solve_in_cascade(
+    captured: Iterator[CapturedLayer],
+    relative_tolerance: float,
+    solve: Callable[[LayerProblem], SolverResult],
+    compressed_so_far: Callable[[], nn.Module],
+    batches: Iterable[Tensor],
+) -> Iterator[tuple[CapturedLayer, float, SolverResult | ConvergenceError | None]]:
+    """As `_solve_all`, each layer on the inputs that the compressed layers before it give."""
+    for index, layer in enumerate(captured):
+        bound = relative_tolerance
+        if index and relative_tolerance:
+            layer = _with_inputs_of(compressed_so_far(), layer, batches)
+            bound = max(bound, _CASCADE_SLACK * _error_of_original(layer))
+        problem = _problem(layer, bound)
+        problem = dataclasses.replace(problem, original_inputs=index == 0)
+        yield layer, bound, _solve(problem, solve) if relative_tolerance else None
+
+
+def _with_inputs_of(
+    model: nn.Module, layer: CapturedLayer, batches: Iterable[Tensor]
+) -> CapturedLayer:
+    with capture(model, [layer.name]) as records:
+        run_batches(model, batches)
+    inputs = records[layer.name].inputs.to(layer.inputs.dtype)
+    return dataclasses.replace(layer, inputs=inputs)
+
+
+@torch.no_grad()
+def _error_of_original(layer: CapturedLayer) -> float:
+    """Norm of the original weights' deviation on the layer's inputs, relative to its targets."""
+    outputs = OutputSet(layer.targets, 0.0, layer.activation, "hinge")
+    produced = torch.addmm(layer.bias, layer.inputs, layer.weight.T)
+    return outputs.violation(produced)
 
 
 def _solve(

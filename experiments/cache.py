@@ -1,18 +1,21 @@
-"""Work that the runs of a sweep share: network, data, activations and eigenvectors.
+"""Work that the runs of a sweep share: network, data, activations, eigenvectors and solves.
 
 ``prepare`` computes them once for each network, seed and calibration set. The latest stays in
 memory for the next run of the same process; a copy on disk serves other processes. Entries are
 named by a hash of everything that decides their content, so a changed checkpoint or data set makes
 another entry and an old one is never taken for it. What comes out of the cache is, bit for bit,
-what would be computed without it.
+what would be computed without it. `SolveMemory` keeps the solves of layers in the same way, so that
+a refit, or a cascade, begins with what another run has solved.
 
 python -m experiments.cache             # what is in it
 python -m experiments.cache clear=true  # remove it
 """
 
+import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,34 +25,45 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from ddlr import CapturedLayers, capture_layers
+from ddlr import (
+    CapturedLayers,
+    CentredInputs,
+    SolverResult,
+    SolverStatus,
+    WarmStart,
+    capture_layers,
+)
 from ddlr.layerwise import CapturedLayer
 from experiments.checkpoints import load_checkpoint
 from experiments.configuration import CONFIG_PATH, build
-from experiments.data import Dataset, data_sha256
+from experiments.data import Dataset, Split, data_sha256
 from experiments.locking import locked
-from experiments.metrics import accuracy
+from experiments.metrics import Judged, judge_dense, predict
+from experiments.networks import split_at_first_linear
 from experiments.records import file_sha256, identity, write_whole
 from experiments.units import network_path
 
 log = logging.getLogger(__name__)
 
 # To be raised when the content of an entry, or how it is computed, changes.
-_FORMAT = 1
+_FORMAT = 2
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network, loaded, with what all its compressions on one calibration set begin from."""
+    """A network, loaded, with what all its compressions on one calibration set begin from.
 
-    network: nn.Module
+    `network` begins at the first fully connected layer: what comes before is the same for all
+    methods, and is applied to the images once.
+    """
+
+    network: nn.Sequential
     checkpoint: dict
-    dataset: Dataset
     captured: CapturedLayers
-    accuracy_dense: float
+    judged: Judged
 
 
 # Of this process: the latest preparation and the latest data set, each under its key.
@@ -60,26 +74,48 @@ _latest_dataset: dict[str, Dataset] = {}
 def prepare(cfg: DictConfig, device: torch.device) -> Prepared:
     """Load or compute what a run starts from; with ``cache.enabled=false`` always compute it."""
     if not cfg.cache.enabled:
-        network, checkpoint = load_network(cfg, device)
-        dataset = instantiate(cfg.dataset)
-        return Prepared(network, checkpoint, dataset, *_compute(cfg, network, dataset))
+        return _prepare(cfg, device, capture_layers)
     if not network_path(cfg).is_file():
         load_network(cfg, device)  # raises, and says how the checkpoint is made
     key = content_key(cfg, device)
     in_memory = f"{key} on {device}"
     if in_memory not in _latest:
-        network, checkpoint = load_network(cfg, device)
-        dataset = _dataset(cfg.dataset)
         folder = Path(cfg.cache_dir)
-        # Of several processes that start with the same network, one computes.
-        with locked(folder / "locks" / f"{key}.lock"):
-            shared = load_entry(folder / f"{key}.safetensors", network, device)
-            if shared is None:
-                shared = _compute(cfg, network, dataset)
-                store_entry(folder / f"{key}.safetensors", *shared, cfg.cache.limit_gib)
+        path = folder / f"{key}.safetensors"
+
+        def capture_once(network: nn.Sequential, calibration: Tensor) -> CapturedLayers:
+            # Of several processes that start with the same network, one computes.
+            with locked(folder / "locks" / f"{key}.lock"):
+                captured = load_entry(path, network, calibration, device)
+                if captured is None:
+                    captured = capture_layers(network, calibration)
+                    store_entry(path, captured, cfg.cache.limit_gib)
+            return captured
+
         _latest.clear()
-        _latest[in_memory] = Prepared(network, checkpoint, dataset, *shared)
+        _latest[in_memory] = _prepare(cfg, device, capture_once)
     return _latest[in_memory]
+
+
+def _prepare(
+    cfg: DictConfig,
+    device: torch.device,
+    captures: Callable[[nn.Sequential, Tensor], CapturedLayers],
+) -> Prepared:
+    whole, checkpoint = load_network(cfg, device)
+    before, network = split_at_first_linear(whole)
+    dataset = _dataset(cfg.dataset)
+    calibration, test, held_out = (
+        predict(before, images)
+        for images in (
+            dataset.calibration(cfg.calibration_samples, cfg.seed),
+            dataset.test.images,
+            dataset.held_out.images,
+        )
+    )
+    captured = captures(network, calibration)
+    splits = Split(test, dataset.test.labels), Split(held_out, dataset.held_out.labels)
+    return Prepared(network, checkpoint, captured, judge_dense(network, captured, *splits))
 
 
 def content_key(cfg: DictConfig, device: torch.device) -> str:
@@ -107,9 +143,9 @@ def content_key(cfg: DictConfig, device: torch.device) -> str:
 
 
 def load_entry(
-    path: Path, network: nn.Module, device: torch.device
-) -> tuple[CapturedLayers, float] | None:
-    """Captured layers and accuracy of the network, or None where there is no whole entry."""
+    path: Path, network: nn.Module, calibration: Tensor, device: torch.device
+) -> CapturedLayers | None:
+    """The captured layers of the network, or None where there is no whole entry."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata()
@@ -134,12 +170,10 @@ def load_entry(
         vectors = vectors if by_row else vectors.T
         vars(layer.live_inputs)["eigen"] = (tensors[f"{index}.eigenvalues"], vectors)
         layers.append(layer)
-    return CapturedLayers(tuple(layers)), float(about["accuracy_dense"])
+    return CapturedLayers(tuple(layers), (calibration,))
 
 
-def store_entry(
-    path: Path, captured: CapturedLayers, accuracy_dense: float, limit_gib: float
-) -> None:
+def store_entry(path: Path, captured: CapturedLayers, limit_gib: float) -> None:
     """Keep an entry, unless it alone is over the limit; older ones make room for it.
 
     A disk that is full costs a warning, not the run.
@@ -156,20 +190,20 @@ def store_entry(
         tensors[f"{index}.eigenvalues"] = values
         tensors[f"{index}.eigenvectors"] = vectors
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    about = {
-        "layers": json.dumps(layers),
-        "accuracy_dense": repr(accuracy_dense),
-    }
+    _store(path, tensors, {"layers": json.dumps(layers)}, limit_gib)
+
+
+def _store(path: Path, tensors: dict[str, Tensor], about: dict[str, str], limit_gib: float) -> None:
     size = sum(tensor.nbytes for tensor in tensors.values())
     limit = limit_gib * _GIB
     if size > limit:
-        log.warning("the activations take %.1f GiB, over cache.limit_gib", size / _GIB)
+        log.warning("an entry of the cache takes %.1f GiB, over cache.limit_gib", size / _GIB)
         return
     try:
         _make_room(path.parent, limit - size)
         write_whole(path, lambda scratch: save_file(tensors, scratch, metadata=about))
     except (OSError, SafetensorError) as error:
-        log.warning("the activations are not kept on disk: %s", error)
+        log.warning("an entry of the cache is not kept on disk: %s", error)
 
 
 def entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
@@ -212,9 +246,86 @@ def _dataset(node: DictConfig) -> Dataset:
     return _latest_dataset[key]
 
 
-def _compute(cfg: DictConfig, network: nn.Module, dataset: Dataset) -> tuple[CapturedLayers, float]:
-    calibration = dataset.calibration(cfg.calibration_samples, cfg.seed)
-    return capture_layers(network, calibration), accuracy(network, dataset.test)
+@dataclass(frozen=True)
+class SolveMemory:
+    """Keeps solves of layers on disk, under a hash of all that decides them.
+
+    Stands in for a solver as `memory` of `ddlr.compress` and `nettrim.prune`. A solve that did not
+    converge is not kept. What is remembered has no dual variable, which nobody asks for by then.
+    """
+
+    folder: Path
+    limit_gib: float
+
+    def __call__(
+        self,
+        solver: Callable[..., SolverResult],
+        inputs: CentredInputs,
+        targets: Tensor,
+        radius: float,
+        *,
+        warm_start: WarmStart,
+        **options,
+    ) -> SolverResult:
+        tensors = (inputs.inputs, targets, warm_start.weight, warm_start.bias)
+        key = identity(
+            {
+                "format": _FORMAT,
+                "solver": solver.__qualname__,
+                "tensors": [_sha256(tensor) for tensor in tensors],
+                "radius": radius.hex(),
+                "options": options,
+                "threads": torch.get_num_threads(),
+                "device": targets.device.type,
+                "torch": torch.__version__,
+            }
+        )
+        path = self.folder / f"{key}.safetensors"
+        with locked(self.folder / "locks" / f"{key}.lock"):
+            solved = _load_solve(path, targets.device)
+            if solved is None:
+                solved = solver(inputs, targets, radius, warm_start=warm_start, **options)
+                _store_solve(path, solved, self.limit_gib)
+        return solved
+
+
+def _sha256(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous()
+    about = f"{values.dtype} {tuple(values.shape)} ".encode()
+    return hashlib.sha256(about + values.numpy().tobytes()).hexdigest()
+
+
+_SOLVE_NUMBERS = ("objective", "lower_bound", "relative_gap", "violation", "seconds")
+
+
+def _load_solve(path: Path, device: torch.device) -> SolverResult | None:
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+            weight, bias = (file.get_tensor(name).clone().to(device) for name in ("weight", "bias"))
+        os.utime(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        log.warning("%s cannot be read and is solved anew: %s", path, error)
+        return None
+    numbers = {name: float.fromhex(about[name]) for name in _SOLVE_NUMBERS}
+    return SolverResult(
+        weight=weight,
+        bias=bias,
+        status=SolverStatus(about["status"]),
+        iterations=int(about["iterations"]),
+        dual=weight.new_empty(0),
+        **numbers,
+    )
+
+
+def _store_solve(path: Path, solved: SolverResult, limit_gib: float) -> None:
+    about = {name: float(getattr(solved, name)).hex() for name in _SOLVE_NUMBERS}
+    about |= {"status": solved.status.value, "iterations": str(solved.iterations)}
+    tensors = {name: getattr(solved, name).detach().cpu() for name in ("weight", "bias")}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    _store(path, tensors, about, limit_gib)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="cache")

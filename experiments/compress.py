@@ -10,6 +10,7 @@ import logging
 import time
 import traceback
 from dataclasses import asdict
+from pathlib import Path
 
 import hydra
 import torch
@@ -18,9 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ddlr import CompressionResult, LayerReport
-from experiments.cache import Prepared, prepare
+from experiments.cache import Prepared, SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH, build
-from experiments.metrics import accuracy, size_measures
+from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
 from experiments.records import provenance, write_json
 from experiments.sweeping import command, group_of, layer_bar, note_outcome, set_verbosity
 from experiments.tracking import track
@@ -108,25 +109,31 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
         wanted = {} if cfg.workers == 1 else {"workers": cfg.workers}
         if on_layer is not None:
             wanted["on_layer"] = on_layer
-        started = time.perf_counter()
+        # The convex methods solve what a refit and an order share.
+        if cfg.cache.enabled and "order" in cfg.method and "tolerance" in cfg.method:
+            wanted["memory"] = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib)
         compressed = build(
             cfg.method, model=prepared.network, calibration=prepared.captured, **wanted
         )
-        seconds = time.perf_counter() - started
     row = {
         "run": key,
         **choices(cfg),
-        **judge(prepared, compressed),
-        "seconds": round(seconds, 3),
+        **judge(prepared, compressed, choices(cfg)["order"]),
+        "seconds": round(sum(report.seconds for report in compressed.layers), 3),
     }
-    layers = [_layer_row(key, choices(cfg), report) for report in compressed.layers]
+    errors = layer_errors(prepared.judged, compressed)
+    layers = [
+        _layer_row(key, choices(cfg), report) | {"relative_error_held_out": errors[report.name]}
+        for report in compressed.layers
+    ]
     return {"row": row, "layers": layers, "checkpoint": prepared.checkpoint}
 
 
-def judge(prepared: Prepared, compressed: CompressionResult) -> dict:
+def judge(prepared: Prepared, compressed: CompressionResult, order: str) -> dict:
     """Size, accuracy and certificates of a compressed network, measured alike for all methods."""
-    dense = prepared.accuracy_dense
-    after = accuracy(compressed.model, prepared.dataset.test)
+    dense, dense_held_out = prepared.judged.accuracy, prepared.judged.accuracy_held_out
+    after = accuracy(compressed.model, prepared.judged.test)
+    held_out = accuracy(compressed.model, prepared.judged.held_out)
     names = [report.name for report in compressed.layers]
     statuses = sorted({report.status.value for report in compressed.layers} - {"converged"})
     return {
@@ -134,7 +141,10 @@ def judge(prepared: Prepared, compressed: CompressionResult) -> dict:
         "accuracy_dense": round(dense, 4),
         "accuracy": round(after, 4),
         "accuracy_drop": round(dense - after, 4),
-        "accuracy_held_out": round(accuracy(compressed.model, prepared.dataset.held_out), 4),
+        "accuracy_dense_held_out": round(dense_held_out, 4),
+        "accuracy_held_out": round(held_out, 4),
+        "accuracy_drop_held_out": round(dense_held_out - held_out, 4),
+        **output_measures(prepared.judged, compressed, order),
         "worst_violation": max(report.violation for report in compressed.layers),
         "worst_relative_gap": max(abs(report.relative_gap) for report in compressed.layers),
         "status": "+".join(statuses) or "converged",

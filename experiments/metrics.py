@@ -5,12 +5,17 @@ itself. Only the layers that a method may compress are counted; biases and other
 same for all methods.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ddlr import CapturedLayers, CompressionResult, capture
+from ddlr.capture import run_batches
 from ddlr.layers import BYTES_A_VALUE, layer_size
+from ddlr.proximal import spectral_norm
 from experiments.data import Split
 
 _EVALUATION_BATCH = 1000
@@ -26,7 +31,7 @@ def accuracy(network: nn.Module, split: Split) -> float:
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Logits of the network in evaluation mode, on the device of `images`."""
-    device = next(network.parameters()).device
+    device = next((value.device for value in network.parameters()), images.device)
     was_training = network.training
     network.eval()
     try:
@@ -49,3 +54,116 @@ def size_measures(original: nn.Module, compressed: nn.Module, layers: Sequence[s
         "bytes_dense": BYTES_A_VALUE * dense,
         "bytes_stored": sum(size.bytes for size in after),
     }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What compressions of a network are held against: the network itself, on all samples.
+
+    Attributes
+    ----------
+    test, held_out : Split
+        In place of images, what the network takes.
+    accuracy, accuracy_held_out : float
+        On them.
+    inputs : dict of Tensor
+        The calibration and the held-out samples, as "calibration" and "held_out".
+    outputs : dict of Tensor
+        The network's outputs on them.
+    held_out_layers : dict
+        Layer name to its inputs and, after the activation, its outputs on the held-out samples.
+    target_norms : dict
+        Layer name to the Frobenius norm of its outputs on the calibration samples.
+    activations : dict
+        Layer name to "relu" or "none".
+    """
+
+    test: Split
+    held_out: Split
+    accuracy: float
+    accuracy_held_out: float
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    held_out_layers: dict[str, tuple[Tensor, Tensor]]
+    target_norms: dict[str, float]
+    activations: dict[str, str]
+
+
+@torch.no_grad()
+def judge_dense(
+    network: nn.Module, captured: CapturedLayers, test: Split, held_out: Split
+) -> Judged:
+    """Measure a network once, for all its compressions."""
+    inputs = {"calibration": torch.cat(captured.batches), "held_out": held_out.images}
+    activations = {layer.name: layer.activation for layer in captured.layers}
+    with capture(network, list(activations)) as records:
+        run_batches(network, held_out.images.split(_EVALUATION_BATCH))
+    return Judged(
+        test=test,
+        held_out=held_out,
+        accuracy=accuracy(network, test),
+        accuracy_held_out=accuracy(network, held_out),
+        inputs=inputs,
+        outputs={name: predict(network, samples) for name, samples in inputs.items()},
+        held_out_layers={
+            name: (record.inputs, _activated(record.outputs, activations[name]))
+            for name, record in records.items()
+        },
+        target_norms={
+            layer.name: torch.linalg.vector_norm(layer.targets).item() for layer in captured.layers
+        },
+        activations=activations,
+    )
+
+
+@torch.no_grad()
+def layer_errors(judged: Judged, compressed: CompressionResult) -> dict[str, float]:
+    """Relative output error of each stored layer on its original inputs from held-out samples."""
+    errors = {}
+    for name in (report.name for report in compressed.layers):
+        inputs, outputs = judged.held_out_layers[name]
+        produced = compressed.model.get_submodule(name)(inputs)
+        errors[name] = _relative_error(_activated(produced, judged.activations[name]), outputs)
+    return errors
+
+
+@torch.no_grad()
+def output_measures(judged: Judged, compressed: CompressionResult, order: str) -> dict:
+    """Error of the network's outputs, relative to those of the original, and the bound on it."""
+    errors = {
+        name: _relative_error(predict(compressed.model, samples), judged.outputs[name])
+        for name, samples in judged.inputs.items()
+    }
+    return {
+        "output_error": errors["calibration"],
+        "output_error_held_out": errors["held_out"],
+        "output_bound": _output_bound(judged, compressed, order),
+    }
+
+
+def _output_bound(judged: Judged, compressed: CompressionResult, order: str) -> float:
+    """What the bounds of the layers promise for the outputs on the calibration samples, relative.
+
+    For networks whose linear layers end in a chain with nothing but ReLU (and dropout, which
+    evaluation leaves out) between them. ReLU does not lengthen differences, so an error in the
+    inputs of a layer grows by its spectral norm at most, and the layer's own is added. In cascade
+    order the last layer's bound holds for the compressed inputs already.
+    """
+    total = 0.0
+    for report in compressed.layers:
+        own = report.relative_tolerance * (1 + report.violation) * judged.target_norms[report.name]
+        if order == "cascade":
+            total = own
+            continue
+        weight = compressed.model.get_submodule(report.name).weight
+        total = total * spectral_norm(weight.detach()) + own
+    return total / judged.target_norms[compressed.layers[-1].name]
+
+
+def _activated(outputs: Tensor, activation: str) -> Tensor:
+    return outputs.relu() if activation == "relu" else outputs
+
+
+def _relative_error(produced: Tensor, wanted: Tensor) -> float:
+    norm = torch.linalg.vector_norm(wanted).item()
+    return torch.linalg.vector_norm(produced - wanted).item() / norm if norm else math.nan

@@ -74,6 +74,12 @@ def vgg_small(dropout: float = 0.5) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
+def split_at_first_linear(network: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
+    """The part that no method changes, and the part from the first fully connected layer on."""
+    first = next(i for i, layer in enumerate(network) if isinstance(layer, nn.Linear))
+    return network[:first], network[first:]
+
+
 def _fully_connected(*widths: int, dropout: float = 0.0) -> nn.Sequential:
     layers = OrderedDict(flatten=nn.Flatten())
     _add_fully_connected(layers, *widths, dropout=dropout)

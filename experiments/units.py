@@ -132,14 +132,17 @@ def state(cfg: DictConfig, key: str) -> tuple[str, dict | None]:
 
 
 def choices(cfg: DictConfig) -> dict:
-    """What the run is, under the names of the tables' columns."""
+    """What the run is, under the names of the tables' columns.
+
+    A method whose config has no constraint is held to the bound in the sense of the hinge set.
+    """
     return {
         "dataset": cfg.dataset.name,
         "model": cfg.model.name,
         "method": cfg.method.name,
-        "constraint": cfg.method.constraint,
-        "refit": "none",
-        "order": "parallel",
+        "constraint": cfg.method.get("constraint", "hinge"),
+        "refit": cfg.method.get("refit", "none"),
+        "order": cfg.method.get("order", "parallel"),
         "seed": cfg.seed,
         "relative_tolerance": cfg.method.relative_tolerance,
         "calibration_samples": cfg.calibration_samples,
@@ -148,7 +151,10 @@ def choices(cfg: DictConfig) -> dict:
 
 def describe(cfg: DictConfig) -> str:
     """The run in a few words, for people."""
-    wording = "{model} {method} {constraint} {relative_tolerance:g} seed {seed}"
+    wording = (
+        "{model} {method} {constraint} {refit} {order} {relative_tolerance:g} "
+        "{calibration_samples} samples seed {seed}"
+    )
     return wording.format(**choices(cfg))
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddlr.layerwise import CapturedLayers, compress_layers, start_from_original
-from ddlr.result import CompressionResult, LayerReport
-from nettrim.sparse import solve_sparse
+from ddlr.compress import check_refit
+from ddlr.layerwise import CapturedLayers, LayerProblem, LayerSolver, compress_layers
+from ddlr.result import CompressionResult, LayerReport, SolverResult
+from nettrim.sparse import refit_sparse, solve_sparse
 
 
 def prune(
@@ -16,6 +17,9 @@ def prune(
     *,
     relative_tolerance: float,
     constraint: str = "net_trim",
+    refit: str = "none",
+    order: str = "parallel",
+    penalise_bias: bool = False,
     layers: Sequence[str] | None = None,
     activations: Mapping[str, str] | None = None,
     tolerance: float = 1e-2,
@@ -23,22 +27,33 @@ def prune(
     raise_on_failure: bool = True,
     workers: int = 1,
     on_layer: Callable[[LayerReport], None] | None = None,
+    memory: Callable[..., SolverResult] | None = None,
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network sparse, without retraining.
 
-    Each `nn.Linear` is solved on its own, on the original network's activations, by
-    `nettrim.solve_sparse` with the bound ``relative_tolerance * ||its output||_F``, and replaced by
-    an `nn.Linear` with that weight.
+    Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse` with the bound
+    ``relative_tolerance * ||its output||_F``, and replaced by an `nn.Linear` with that weight.
 
-    Parameters, return value and errors are those of `ddlr.compress`.
+    Parameters, return value and errors are those of `ddlr.compress`, and
+
+    refit : {"none", "fixed"}
+        "fixed" moves each solved weight, on its support, to a smaller output error. See
+        `nettrim.refit_sparse`.
+    penalise_bias : bool
+        Whether the bias counts in the l1 norm, as a further column of the weight. So it does in
+        Net-Trim's own code; here it is free unless asked for.
 
     References
     ----------
     Aghasi, Abdi, Nguyen and Romberg (2017), Net-Trim, NIPS; Aghasi, Abdi and Romberg (2020),
-    arXiv 1806.06457: the parallel scheme.
+    arXiv 1806.06457: the parallel and the cascade scheme.
     """
-    solve = start_from_original(
-        solve_sparse, constraint=constraint, tolerance=tolerance, max_iterations=max_iterations
+    check_refit(refit)
+    options = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
+    if penalise_bias:
+        options["penalise_bias"] = True
+    solve = LayerSolver(
+        solve_sparse, options, refit=_refit if refit == "fixed" else None, memory=memory
     )
     return compress_layers(
         model,
@@ -48,9 +63,20 @@ def prune(
         store=store_linear,
         layers=layers,
         activations=activations,
+        order=order,
         raise_on_failure=raise_on_failure,
         workers=workers,
         on_layer=on_layer,
+    )
+
+
+def _refit(problem: LayerProblem, solved: SolverResult) -> tuple[Tensor, Tensor]:
+    return refit_sparse(
+        problem.inputs,
+        problem.targets,
+        solved.weight,
+        solved.bias,
+        activation=problem.activation,
     )
 
 
