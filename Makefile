@@ -11,11 +11,13 @@ READY_DISTRIBUTED := .venv/ready-distributed
 
 # In a folder of its own: what is committed is compared with, not overwritten.
 REPRODUCED := results_dir=reproduced
+REPRODUCE := $(BIN)/python -m experiments.compress -m $(REPRODUCED) checkpoint_dir=results/checkpoints
 
 .PHONY: reproduce paper test test-distributed lint clean
 
 reproduce: $(READY)
-	$(BIN)/python -m experiments.compress -m +experiment=reproduce $(REPRODUCED) checkpoint_dir=results/checkpoints
+	$(REPRODUCE) +experiment=reproduce
+	$(REPRODUCE) +experiment=reproduce_baselines
 	$(BIN)/python -m experiments.collect $(REPRODUCED)
 	$(BIN)/python -m experiments.plot $(REPRODUCED)
 	$(BIN)/python -m experiments.agreement
