@@ -111,7 +111,7 @@ def magnitude(
         model,
         calibration,
         relative_tolerance=relative_tolerance,
-        solve=_threshold,
+        solve=_prune,
         store=store_linear,
         workers=workers,
         on_layer=on_layer,
@@ -129,6 +129,7 @@ def magnitude_global(
     """As `magnitude`, with one threshold for all layers, which each of them must allow."""
     if not isinstance(calibration, CapturedLayers):
         calibration = capture_layers(model, calibration)
+    started = time.perf_counter()
     threshold = largest_threshold(
         [
             Prunable(
@@ -145,11 +146,12 @@ def magnitude_global(
             for layer in calibration.layers
         ]
     )
+    share = (time.perf_counter() - started) / len(calibration.layers)
     return compress_layers(
         model,
         calibration,
         relative_tolerance=relative_tolerance,
-        solve=partial(_threshold, threshold=threshold),
+        solve=partial(_prune_at, threshold, share),
         store=store_linear,
         workers=workers,
         on_layer=on_layer,
@@ -275,14 +277,23 @@ def largest_threshold(layers: Sequence[Prunable]) -> float:
 
 
 @torch.no_grad()
-def _threshold(problem: LayerProblem, threshold: float | None = None) -> SolverResult:
-    """Prune one layer, at its own largest threshold where none is given."""
+def _prune(problem: LayerProblem) -> SolverResult:
+    """Prune one layer at its own largest threshold."""
     started = time.perf_counter()
-    layer = Prunable(problem.inputs.inputs, problem.weight, problem.bias, _outputs(problem))
-    if threshold is None:
-        threshold = largest_threshold([layer])
-    weight = layer.keep(threshold)
+    threshold = largest_threshold([_prunable(problem)])
+    return _prune_at(threshold, time.perf_counter() - started, problem)
+
+
+@torch.no_grad()
+def _prune_at(threshold: float, seconds: float, problem: LayerProblem) -> SolverResult:
+    """Prune one layer at a threshold that took so many seconds to find."""
+    started = time.perf_counter() - seconds
+    weight = _prunable(problem).keep(threshold)
     return _closed_form(problem, weight, problem.bias, int((weight != 0).sum()), started)
+
+
+def _prunable(problem: LayerProblem) -> Prunable:
+    return Prunable(problem.inputs.inputs, problem.weight, problem.bias, _outputs(problem))
 
 
 # --- both ------------------------------------------------------------------------------------

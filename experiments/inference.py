@@ -1,9 +1,9 @@
 """Time the fully connected heads of compressed networks: ``python -m experiments.inference``.
 
 Writes `results/inference.csv`. The networks are those of `experiments.compress`, from the same
-functions; the head is everything from the first compressed layer on. Each layer is timed in the
-form in which it is stored: dense, as two factors, or as CSR. The dense head is timed anew beside
-each compressed one, so that both see the same state of the machine.
+functions, and begin at the first fully connected layer. Each layer is timed in the form in which it
+is stored: dense, as two factors, or as CSR. The dense head is timed anew beside each compressed
+one, so that both see the same state of the machine.
 """
 
 import logging
@@ -22,7 +22,7 @@ from torch.utils.benchmark import Measurement, Timer
 
 from ddlr import CompressionResult, LowRankLinear
 from ddlr.layers import BYTES_A_VALUE, layer_size
-from experiments.cache import Prepared, prepare
+from experiments.cache import Prepared, SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import size_measures
 from experiments.records import write_whole
@@ -84,13 +84,15 @@ def timed(run: DictConfig, cfg: DictConfig) -> Iterator[dict]:
             f"batches has {max(cfg.batches)}, but calibration_samples is {len(inputs)}; the "
             "batches are taken from those, so they must not be larger"
         )
-    compressed = build(run.method, model=prepared.network, calibration=prepared.captured)
-    names = [layer.name for layer in prepared.captured.layers]
-    fast = head(compressed.model, names, in_stored_form)
+    # Solved in the sweeps already, as a rule.
+    memory = SolveMemory(Path(run.cache_dir), run.cache.limit_gib) if run.cache.enabled else None
+    compressed = build(
+        run.method, model=prepared.network, calibration=prepared.captured, memory=memory
+    )
+    fast, dense = head(compressed.model, in_stored_form), head(prepared.network, as_linear)
     with torch.inference_mode():
-        _check(fast, head(compressed.model, names, as_linear), inputs, describe(run))
-    about = _about(run, prepared, compressed, names)
-    dense = head(prepared.network, names, lambda layer: layer)
+        _check(fast, head(compressed.model, as_linear), inputs, describe(run))
+    about = _about(run, prepared, compressed)
     for batch in cfg.batches:
         before, after = (_measure(each, inputs[:batch], cfg) for each in (dense, fast))
         yield {
@@ -104,20 +106,16 @@ def timed(run: DictConfig, cfg: DictConfig) -> Iterator[dict]:
     log.info("%s: timed", describe(run))
 
 
-def head(
-    network: nn.Sequential, names: list[str], form: Callable[[nn.Module], nn.Module]
-) -> nn.Sequential:
-    """The network from the first of the named layers on, these put into a form by `form`.
+def head(network: nn.Sequential, form: Callable[[nn.Module], nn.Module]) -> nn.Sequential:
+    """A network with its linear and low-rank layers put into a form by `form`.
 
     Without dropout, which at inference does nothing.
     """
-    children = list(network.named_children())
-    first = [name for name, _ in children].index(names[0])
     return nn.Sequential(
         *(
-            form(module) if name in names else module
-            for name, module in children[first:]
-            if not isinstance(module, nn.Dropout)
+            form(layer) if isinstance(layer, nn.Linear | LowRankLinear) else layer
+            for layer in network
+            if not isinstance(layer, nn.Dropout)
         )
     ).eval()
 
@@ -179,9 +177,8 @@ def _check(fast: nn.Module, reference: nn.Module, inputs: Tensor, name: str) -> 
             )
 
 
-def _about(
-    run: DictConfig, prepared: Prepared, compressed: CompressionResult, names: list[str]
-) -> dict:
+def _about(run: DictConfig, prepared: Prepared, compressed: CompressionResult) -> dict:
+    names = [report.name for report in compressed.layers]
     sizes = size_measures(prepared.network, compressed.model, names)
     return {
         "model": run.model.name,

@@ -6,6 +6,7 @@ the input metric those of W G^(1/2) / sqrt(samples), G the Gram matrix of the ce
 standard deviations of the pre-activations along their principal directions.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from ddlr import CapturedLayers
 from ddlr.layers import numerical_rank
 from ddlr.layerwise import CapturedLayer
-from experiments.cache import prepare
+from experiments.cache import SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH, build
 from experiments.records import write_whole
 from experiments.training import choose_device
@@ -51,9 +52,13 @@ def spectra(cfg: DictConfig) -> pd.DataFrame:
     about = {"model": cfg.model.name, "layer": cfg.layer}
     original = {"method": "original", "refit": "none", "relative_tolerance": None}
     tables = [_values(layer, layer.weight, {**about, **original})]
+    # In parallel order a layer is compressed on its own.
+    alone = dataclasses.replace(prepared.captured, layers=(layer,))
+    solves = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib)
     for method in cfg.methods.values():
-        # In parallel order a layer is compressed on its own.
-        compressed = build(method, model=prepared.network, calibration=CapturedLayers((layer,)))
+        # Refits share a solve.
+        memory = {"memory": solves} if "refit" in method and cfg.cache.enabled else {}
+        compressed = build(method, model=prepared.network, calibration=alone, **memory)
         weight = compressed.model.get_submodule(layer.name).weight.detach()
         choice = {
             "method": method.name,
