@@ -12,6 +12,7 @@ class SolverStatus(StrEnum):
     CONVERGED = "converged"
     ITERATION_LIMIT = "iteration_limit"
     UNCHANGED = "unchanged"
+    CLOSED_FORM = "closed_form"
 
     @property
     def message(self) -> str:
@@ -19,12 +20,13 @@ class SolverStatus(StrEnum):
             SolverStatus.CONVERGED: "the certified gap and the violation are within tolerance",
             SolverStatus.ITERATION_LIMIT: "the iteration limit was reached before the tolerance",
             SolverStatus.UNCHANGED: "nothing was solved: a tolerance of 0 keeps the layer",
+            SolverStatus.CLOSED_FORM: "the weight is a closed form within the bound, not certified",
         }[self]
 
 
 @dataclass(frozen=True)
 class SolverResult:
-    """A solved layer with its certificate.
+    """A solved layer with its certificate. A closed form has none: its bound and gap are nan.
 
     Attributes
     ----------
@@ -34,7 +36,7 @@ class SolverResult:
     status : SolverStatus
     iterations : int
     objective : float
-        Norm of `weight`.
+        Norm of `weight`; its rank or number of nonzeros where that was minimised in closed form.
     lower_bound : float
         Proven lower bound on the optimal objective, from `dual`.
     relative_gap : float
@@ -43,7 +45,8 @@ class SolverResult:
     violation : float
         max(0, ||D||_F / radius - 1) of `weight` and `bias`, D the deviation from the output set.
     dual : Tensor, shape (samples, out_features)
-        Dual variable of the output constraint; `ddlr.certify` repairs and scales it.
+        Dual variable of the output constraint; `ddlr.certify` repairs and scales it. Empty for a
+        closed form.
     seconds : float
     """
 

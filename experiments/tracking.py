@@ -117,8 +117,9 @@ def log_sweep(tracking: DictConfig, *, group: str, config: dict, rows: list[dict
     with _wandb_run(tracking, config=config, **about) as run, _as_warning():
         lines: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
-            line = "{model} {method} {constraint} seed {seed}".format(**row)
+            line = "{model} {method} {constraint} refit {refit} {order} seed {seed}".format(**row)
             lines.setdefault(line, []).append((row["kept_fraction"], row["accuracy"]))
+        lines = dict(sorted(lines.items()))
         points = [list(zip(*sorted(line), strict=True)) for line in lines.values()]
         chart = wandb.plot.line_series(
             xs=[list(line[0]) for line in points],

@@ -113,9 +113,10 @@ def _take_up(resume: Path | None, *parts) -> int:
 
 def _augmentation():
     """One image to a random change of it, of the kind usual for CIFAR-10."""
-    from experiments.vision import torchvision
+    from torchvision.transforms import v2 as transforms
 
-    transforms = torchvision.transforms.v2
+    from experiments import vision  # noqa: F401  before torchvision, which it makes importable
+
     return transforms.Compose(
         [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     )

@@ -150,12 +150,12 @@ def choices(cfg: DictConfig) -> dict:
 
 
 def describe(cfg: DictConfig) -> str:
-    """The run in a few words, for people."""
-    wording = (
-        "{model} {method} {constraint} {refit} {order} {relative_tolerance:g} "
-        "{calibration_samples} samples seed {seed}"
-    )
-    return wording.format(**choices(cfg))
+    """The run in a few words, for people: what is not as the paper has it is named."""
+    chosen = choices(cfg)
+    words = ["{model}", "{method}", "{constraint}"]
+    words += ["refit"] * (chosen["refit"] != "none") + ["cascade"] * (chosen["order"] == "cascade")
+    words += ["{relative_tolerance:g}", "seed", "{seed},", "{calibration_samples}", "samples"]
+    return " ".join(words).format(**chosen)
 
 
 def settings(cfg: DictConfig) -> dict:

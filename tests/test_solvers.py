@@ -1,5 +1,7 @@
 """Both solvers agree with independent ones, and their certificates hold when computed anew."""
 
+import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 
@@ -247,3 +249,29 @@ def test_bad_arguments_are_named(norm, change, message):
     arguments = {"inputs": torch.rand(4, 2), "targets": torch.rand(4, 2), "radius": 0.1, **change}
     with pytest.raises(ValueError, match=message):
         SOLVERS[norm](**arguments)
+
+
+@pytest.mark.parametrize("constraint", SETS)
+def test_with_the_bias_penalised_it_is_a_weight_like_the_others(constraint):
+    inputs, targets = made_up_layer(40, 9, 7, seed=11)
+    radius = 0.2 * targets.norm().item()
+    options = {"constraint": constraint, "penalise_bias": True}
+    ours = solve_sparse(inputs, targets, radius, tolerance=1e-5, max_iterations=50000, **options)
+
+    x, y = inputs.numpy(), targets.numpy()
+    weight, bias = cp.Variable((7, 9)), cp.Variable((7, 1))
+    outputs = x @ weight.T + np.ones((40, 1)) @ bias.T
+    slack, on = cp.Variable(y.shape, nonneg=True), y > 0
+    rules = [
+        cp.multiply(on, cp.abs(outputs - y)) <= slack,
+        cp.multiply(~on, outputs) <= (slack if constraint == "hinge" else 0),
+        cp.norm(slack, "fro") <= radius,
+    ]
+    best = cp.Problem(cp.Minimize(cp.sum(cp.abs(weight)) + cp.sum(cp.abs(bias))), rules)
+    best.solve(solver="CLARABEL")
+    assert ours.objective == pytest.approx(best.value, rel=1e-4)
+    own = ours.weight.abs().sum() + ours.bias.abs().sum()
+    assert own.item() == pytest.approx(ours.objective, rel=1e-9)
+    assert deviation(inputs, targets, ours.weight, ours.bias, "relu").norm() <= radius * (1 + 1e-5)
+    free = solve_sparse(inputs, targets, radius, constraint=constraint, tolerance=1e-5)
+    assert free.objective < ours.objective

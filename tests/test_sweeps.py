@@ -199,9 +199,15 @@ def test_status_tells_what_is_finished_running_failed_and_missing(tmp_path):
     with locked(lock_path(running, run_key(running))):
         text = status(shown)
     assert text.startswith("4 runs: 1 finished, 1 running, 1 failed, 1 missing\nabout ")
-    assert f"running  mlp_digits nettrim net_trim 0.3 seed 0  process {os.getpid()}" in text
-    assert "failed   mlp_digits nettrim net_trim -1 seed 0  ValueError: relative_tol" in text
-    assert "missing  mlp_digits nettrim net_trim 0.4 seed 0" in text
+    assert (
+        f"running  mlp_digits nettrim net_trim 0.3 seed 0, 200 samples  process {os.getpid()}"
+        in text
+    )
+    assert (
+        "failed   mlp_digits nettrim net_trim -1 seed 0, 200 samples  ValueError: relative_tol"
+        in text
+    )
+    assert "missing  mlp_digits nettrim net_trim 0.4 seed 0, 200 samples" in text
     assert "running" not in status([finished]).partition("\n")[2]
 
 
@@ -221,7 +227,8 @@ def test_the_cache_changes_nothing(method, tmp_path, monkeypatch):
     assert not (tmp_path / "outputs/cache").exists()
     cfg = configured(tmp_path, *grid)
     stored, _ = compress.run(cfg, group="g")
-    monkeypatch.setattr(cache, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(cache, "capture_layers", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(cache, "_store_solve", lambda *_: pytest.fail("solved again"))
     in_memory, _ = compress.run(cfg, group="g")
     cache._latest.clear()
     from_disk, _ = compress.run(cfg, group="g")
@@ -251,9 +258,9 @@ def test_an_entry_of_the_cache_is_for_one_content_only(tmp_path):
 def test_an_entry_comes_back_bit_for_bit_and_in_the_same_layout(tmp_path):
     model = mlp_digits()
     captured = ddlr.capture_layers(model, torch.rand(50, 64))
-    cache.store_entry(tmp_path / "a.safetensors", captured, 97.123456789012345, limit_gib=1)
-    loaded, accuracy = cache.load_entry(tmp_path / "a.safetensors", model, torch.device("cpu"))
-    assert accuracy == 97.123456789012345
+    cache.store_entry(tmp_path / "a.safetensors", captured, limit_gib=1)
+    inputs = captured.batches[0]
+    loaded = cache.load_entry(tmp_path / "a.safetensors", model, inputs, torch.device("cpu"))
     for mine, theirs in zip(captured.layers, loaded.layers, strict=True):
         assert (mine.name, mine.activation) == (theirs.name, theirs.activation)
         for one, other in zip(
@@ -268,14 +275,30 @@ def test_an_entry_comes_back_bit_for_bit_and_in_the_same_layout(tmp_path):
 def test_an_entry_that_cannot_be_read_is_made_anew(tmp_path, caplog):
     cfg = configured(tmp_path, "rerun=true")
     first, _ = compress.run(cfg, group="g")
-    (entry,) = (tmp_path / "outputs/cache").glob("*.safetensors")
-    whole = entry.read_bytes()
-    entry.write_bytes(whole[: len(whole) // 2])
+    entries = list((tmp_path / "outputs/cache").glob("*.safetensors"))
+    sizes = {entry: entry.stat().st_size for entry in entries}
+    assert len(entries) == 1 + 3  # of activations, and of a solve a layer
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[: sizes[entry] // 2])
     cache._latest.clear()
     second, _ = compress.run(cfg, group="g")
-    assert "cannot be read" in caplog.text
+    assert caplog.text.count("cannot be read") == len(entries)
     assert numbers(second) == numbers(first)
-    assert cache.load_entry(entry, mlp_digits(), torch.device("cpu")) is not None
+    assert {entry: entry.stat().st_size for entry in entries} == sizes
+
+
+def test_a_refit_and_a_cascade_begin_with_what_another_run_has_solved(tmp_path):
+    def entries_after(*overrides: str) -> int:
+        compress.run(configured(tmp_path, *overrides), group="g")
+        return len(cache.entries(tmp_path / "outputs/cache"))
+
+    assert entries_after() == 1 + 3  # activations, and a solve a layer
+    assert entries_after("method.refit=fixed") == 4 + 3  # a refit a layer
+    # The first layer is that of parallel order, solve and refit.
+    assert entries_after("method.refit=fixed", "method.order=cascade") == 7 + 4
+    # Another output set or tolerance is another problem.
+    assert entries_after("method.constraint=hinge") == 11 + 3
+    assert entries_after("method.relative_tolerance=0.51") == 14 + 3
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path, monkeypatch, caplog):
@@ -291,26 +314,27 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path, monkeypatch, capl
 def test_the_cache_keeps_to_its_limit_and_lets_the_longest_unused_go(tmp_path):
     captured = ddlr.capture_layers(mlp_digits(), torch.rand(50, 64))
     paths = [tmp_path / f"{name}.safetensors" for name in "abcd"]
-    cache.store_entry(paths[0], captured, 1.0, limit_gib=1)
+    cache.store_entry(paths[0], captured, limit_gib=1)
     size = paths[0].stat().st_size
     limit = 2.5 * size / 2**30
     for age, path in enumerate(paths[1:3]):
         os.utime(paths[0], (1e9, 1e9))
-        cache.store_entry(path, captured, 1.0, limit_gib=limit)
+        cache.store_entry(path, captured, limit_gib=limit)
         os.utime(path, (2e9 + age, 2e9 + age))
     assert [path.exists() for path in paths] == [False, True, True, False]
-    cache.load_entry(paths[1], mlp_digits(), torch.device("cpu"))  # used: now the latest
+    # Used: now the latest.
+    cache.load_entry(paths[1], mlp_digits(), captured.batches[0], torch.device("cpu"))
     os.utime(paths[1], (3e9, 3e9))
-    cache.store_entry(paths[3], captured, 1.0, limit_gib=limit)
+    cache.store_entry(paths[3], captured, limit_gib=limit)
     assert [path.exists() for path in paths] == [False, True, False, True]
-    cache.store_entry(paths[0], captured, 1.0, limit_gib=size / 2**31)
+    cache.store_entry(paths[0], captured, limit_gib=size / 2**31)
     assert not paths[0].exists()
 
 
 def test_the_command_shows_and_clears_the_cache(tmp_path):
     folder = tmp_path / "outputs/cache"
     captured = ddlr.capture_layers(mlp_digits(), torch.rand(50, 64))
-    cache.store_entry(folder / "a.safetensors", captured, 1.0, limit_gib=1)
+    cache.store_entry(folder / "a.safetensors", captured, limit_gib=1)
     for arguments, said, left in (((), "1 entries", 1), (("clear=true",), "removed 1 entries", 0)):
         done = subprocess.run(
             [sys.executable, "-m", "experiments.cache", *arguments, f"output_dir={folder.parent}"],
@@ -390,7 +414,10 @@ def test_a_sweep_reports_what_failed_and_finishes_the_rest(tmp_path):
     assert done.returncode == 1
     report = done.stderr[done.stderr.index("sweep:") :]
     assert report.startswith("sweep: 2 runs finished, 1 failed, 0 not done")
-    assert "failed: mlp_digits nettrim net_trim -1 seed 0\n  ValueError: relative_tol" in report
+    assert (
+        "failed: mlp_digits nettrim net_trim -1 seed 0, 200 samples\n  ValueError: relative_tol"
+        in report
+    )
     assert "method.relative_tolerance=-1" in report.partition("config:")[2]
     records = read_records(tmp_path / "results/records")
     assert sorted(record["state"] for record in records) == ["failed", "finished", "finished"]
