@@ -165,7 +165,6 @@ def test_a_measurement_is_taken_where_its_table_is_missing(tmp_path):
 
 
 def test_an_interrupt_ends_it_and_the_same_command_goes_on(tmp_path):
-    # Two quick runs, and one that takes its time.
     arguments = paper(tmp_path, sweep=("calibration_samples=200,1000", "method.tolerance=1e-6"))
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.paper", *arguments, *places(tmp_path)],
