@@ -131,9 +131,10 @@ class Progress:
     def _show(self, name: str, over: threading.Event) -> None:
         if sys.stderr.isatty():
             with tqdm(bar_format="{desc}", leave=False) as line:
-                while not over.wait(_SECONDS_A_LOOK):
+                while True:
                     line.set_description_str(f"{self.line()}; now {name}")
-            return
+                    if over.wait(_SECONDS_A_LOOK):
+                        return
         while not over.wait(_SECONDS_A_LINE):
             log.info("%s; now %s", self.line(), name)
 

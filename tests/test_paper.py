@@ -1,10 +1,12 @@
 """The command behind all results: what it goes on from, what it shows, how it ends."""
 
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -145,6 +147,17 @@ def test_the_whole_is_run_and_then_found_done(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "mnist_comparison: finished already" in again.stdout
     assert not (tmp_path / "results/records").exists()
+
+
+def test_on_a_terminal_a_line_shows_how_far_the_whole_is(tmp_path):
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    arguments = [sys.executable, "-m", "experiments.paper", *paper(tmp_path), *places(tmp_path)]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=terminal, timeout=300)
+    os.close(terminal)
+    shown = os.read(master, 1 << 16).decode()
+    assert done.returncode == 0, shown
+    assert "0 of 2 runs finished; now mnist_comparison" in shown
 
 
 def test_what_fails_is_named_and_does_not_stop_the_rest(tmp_path):
