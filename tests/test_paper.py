@@ -51,8 +51,8 @@ def paper(folder: Path, *overrides: str, sweep: tuple[str, ...] = ()) -> list[st
     """The arguments of a small paper: one experiment, on digits, with nothing measured."""
     sweep = ",".join(f'"{each}"' for each in (*QUICK, "method=nettrim", *sweep))
     return [
-        "experiments=[mnist_comparison]",
-        f"sweep=[{sweep},'model=mlp_digits','method.relative_tolerance=0.4,0.5']",
+        "experiments=[reproduce]",
+        f"sweep=[{sweep},'model=mlp_digits','method.relative_tolerance=0.4,0.5','method.refit=none']",
         "measurements=[]",
         "conclusions=[collect]",
         *overrides,
@@ -139,13 +139,13 @@ def test_the_whole_is_run_and_then_found_done(tmp_path):
     first = command(tmp_path, "paper", *paper(tmp_path))
     assert first.returncode == 0, first.stderr
     assert "0 of 2 runs finished" in first.stdout
-    assert "mnist_comparison: done; 2 of 2 runs finished" in first.stdout
+    assert "reproduce: done; 2 of 2 runs finished" in first.stdout
     assert len(read_table(tmp_path / "results/sweeps.csv")) == 2
     assert (tmp_path / "results/sizes.csv").is_file()
     shutil.rmtree(tmp_path / "results/records")
     again = command(tmp_path, "paper", *paper(tmp_path))
     assert again.returncode == 0, again.stderr
-    assert "mnist_comparison: finished already" in again.stdout
+    assert "reproduce: finished already" in again.stdout
     assert not (tmp_path / "results/records").exists()
 
 
@@ -157,14 +157,14 @@ def test_on_a_terminal_a_line_shows_how_far_the_whole_is(tmp_path):
     os.close(terminal)
     shown = os.read(master, 1 << 16).decode()
     assert done.returncode == 0, shown
-    assert "0 of 2 runs finished; now mnist_comparison" in shown
+    assert "0 of 2 runs finished; now reproduce" in shown
 
 
 def test_what_fails_is_named_and_does_not_stop_the_rest(tmp_path):
     failing = paper(tmp_path, "measurements=[nothing]", sweep=("seed=0,7",))
     done = command(tmp_path, "paper", *failing)
     assert done.returncode == 1
-    assert "failed: mnist_comparison, nothing; the same command does what is left" in done.stderr
+    assert "failed: reproduce, nothing; the same command does what is left" in done.stderr
     assert "train_baseline model=mlp_digits dataset=digits seed=7" in done.stderr
     assert len(read_table(tmp_path / "results/sweeps.csv")) == 2
 

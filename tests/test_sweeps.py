@@ -212,8 +212,8 @@ def test_status_tells_what_is_finished_running_failed_and_missing(tmp_path):
 
 
 def test_status_reads_the_grid_of_an_experiment(tmp_path):
-    shown = planned(["+experiment=mnist_comparison", "model=lenet5", *places(tmp_path)])
-    assert len(shown) == 16
+    shown = planned(["+experiment=reproduce", "model=lenet5", *places(tmp_path)])
+    assert len(shown) == 32
     assert {cfg.model.name for cfg in shown} == {"lenet5"}
 
 
