@@ -1,21 +1,32 @@
 # make test        set up .venv if need be, then run the tests
 # make test-distributed  the same with the launchers' extras, for the tests that need them
-# make reproduce   set up .venv if need be, then compress, collect and plot the MNIST comparison
+# make reproduce   set up .venv if need be, then make a part of the comparison again, in reproduced/,
+#                  and compare it with the tables in results/
+# make paper       the whole comparison: every table and figure in results/; can be interrupted
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 READY_DISTRIBUTED := .venv/ready-distributed
 
-.PHONY: reproduce test test-distributed lint clean
+# In a folder of its own: what is committed is compared with, not overwritten.
+REPRODUCED := results_dir=reproduced
+REPRODUCE := $(BIN)/python -m experiments.compress -m $(REPRODUCED) checkpoint_dir=results/checkpoints
+
+.PHONY: reproduce paper test test-distributed lint clean
 
 reproduce: $(READY)
-	$(BIN)/python -m experiments.compress -m +experiment=mnist_comparison
-	$(BIN)/python -m experiments.collect
-	$(BIN)/python -m experiments.plot
+	$(REPRODUCE) +experiment=reproduce
+	$(REPRODUCE) +experiment=reproduce_baselines
+	$(BIN)/python -m experiments.collect $(REPRODUCED)
+	$(BIN)/python -m experiments.plot $(REPRODUCED)
+	$(BIN)/python -m experiments.agreement
 	@echo
-	@echo "Done. Open results/figures/frontier_weights.png and results/figures/frontier_bytes.png;"
-	@echo "the numbers are in results/sizes.csv (the short table), sweeps.csv (one row a run) and layers.csv."
+	@echo "Done. Open reproduced/figures/frontier_weights.png and reproduced/figures/frontier_bytes.png;"
+	@echo "the numbers are in reproduced/sizes.csv (the short table), sweeps.csv (one row a run) and layers.csv."
+
+paper: $(READY)
+	$(BIN)/python -m experiments.paper
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -28,7 +39,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv outputs reproduced
 
 # Written last, so that an interrupted installation is taken up again.
 $(READY): pyproject.toml constraints.txt

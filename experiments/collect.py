@@ -1,7 +1,8 @@
 """Turn records into tables: ``python -m experiments.collect``.
 
 A row replaces the row of the same run that a table already has; all other rows stay. From the
-whole table follows `sizes.csv`: the smallest network of each method within a drop of accuracy.
+whole table follows `sizes.csv`: the smallest network of each method within a drop of accuracy on
+held-out samples. Without records it follows from `sweeps.csv` as it is.
 """
 
 import logging
@@ -12,82 +13,102 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH
-from experiments.records import read_records, write_whole
+from experiments.records import read_records
+from experiments.tables import FRACTIONS, GROUP, SETTING, read_table, with_all_seeds, write_table
 
 log = logging.getLogger(__name__)
 
 ACCURACY_DROPS = (0.5, 1.0)
-_ORDER = [
-    "dataset",
-    "model",
-    "method",
-    "constraint",
-    "refit",
-    "order",
-    "calibration_samples",
-    "relative_tolerance",
-    "seed",
-    "run",
-]
+_ORDER = [*SETTING, "seed", "run"]
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="collect")
 def main(cfg: DictConfig) -> None:
     results = Path(cfg.results_dir)
     records = read_records(Path(cfg.record_dir))
-    if not records:
-        log.warning(
-            "%s holds no record; make one with python -m experiments.compress", cfg.record_dir
-        )
-        return
     failed = [record for record in records if record["state"] != "finished"]
     if failed:
         log.warning(
             "%d of %d runs failed and are left out of the tables: %s",
             *(len(failed), len(records), ", ".join(record["name"] for record in failed)),
         )
-    records = [record for record in records if record["state"] == "finished"]
-    if not records:
+    finished = [record for record in records if record["state"] == "finished"]
+    if finished:
+        merge(results / "sweeps.csv", pd.DataFrame([record["row"] for record in finished]))
+        layers = [layer for record in finished for layer in record["layers"]]
+        merge(results / "layers.csv", pd.DataFrame(layers))
+    elif not (results / "sweeps.csv").is_file():
+        log.warning(
+            "%s holds no finished record; make one with python -m experiments.compress",
+            cfg.record_dir,
+        )
         return
-    merge(results / "sweeps.csv", pd.DataFrame([record["row"] for record in records]))
-    layers = [layer for record in records for layer in record["layers"]]
-    merge(results / "layers.csv", pd.DataFrame(layers))
-    sizes = smallest_sizes(pd.read_csv(results / "sweeps.csv"))
-    write_whole(results / "sizes.csv", lambda scratch: sizes.to_csv(scratch, index=False))
-    log.info("%s:\n%s", results / "sizes.csv", sizes.to_string(index=False))
+    sizes = smallest_sizes(read_table(results / "sweeps.csv"))
+    write_table(results / "sizes.csv", sizes)
+    log.info("%s: %d rows", results / "sizes.csv", len(sizes))
 
 
 def merge(path: Path, rows: pd.DataFrame) -> None:
     """Put rows into a table, in place of those with the same `run`, and write it in one step."""
     added = rows["run"].nunique()
     if path.is_file():
-        earlier = pd.read_csv(path)
+        earlier = pd.read_csv(path, dtype={"run": str})
         rows = pd.concat([earlier[~earlier["run"].isin(rows["run"])], rows], ignore_index=True)
     # Stable, so that the layers of a run keep the order of the network.
     rows = rows.sort_values([key for key in _ORDER if key in rows], kind="stable")
-    write_whole(path, lambda scratch: rows.to_csv(scratch, index=False, float_format="%.8g"))
+    write_table(path, rows)
     log.info("%s: %d rows, of %d runs from the records", path, len(rows), added)
 
 
 def smallest_sizes(sweeps: pd.DataFrame) -> pd.DataFrame:
-    """The least that must be kept for a drop of test accuracy of at most 0.5 and 1.0 points.
+    """The least that must be kept for a drop of accuracy of at most 0.5 and 1.0 points.
 
-    Sizes and drops are means over seeds; the setting in `relative_tolerance` is the smallest by
-    weights. Where no setting keeps the drop, there is no row.
+    The tolerance is chosen on held-out samples: of those at which the drop there, mean over seeds,
+    is within `largest_drop`, the one that keeps the smallest fraction, mean over seeds. What the
+    choice costs on the test set is reported beside it. Settings that lack a seed of their network
+    are left out; each number of calibration samples is a group of its own.
+
+    Parameters
+    ----------
+    sweeps : DataFrame
+        `sweeps.csv` as `experiments.tables.read_table` gives it.
+
+    Returns
+    -------
+    DataFrame
+        For each group, `largest_drop` and what is `counted` (weights or bytes): the
+        `relative_tolerance` chosen, the number of `seeds`, `fraction` kept of the dense layers with
+        its least and largest over seeds, `accuracy_drop_held_out`, and `accuracy_drop` on the test
+        set with its least and largest; drops in points. Where no tolerance keeps the drop, there
+        is no row.
     """
-    choice = ["dataset", "model", "method", "constraint", "refit", "order"]
-    sweeps = sweeps.assign(bytes_fraction=sweeps["bytes_stored"] / sweeps["bytes_dense"])
-    means = sweeps.groupby([*choice, "calibration_samples", "relative_tolerance"])[
-        ["kept_fraction", "bytes_fraction", "accuracy_drop"]
-    ].mean()
-    tables = []
-    for drop in ACCURACY_DROPS:
-        within = means[means["accuracy_drop"] <= drop].reset_index()
-        best = within.loc[within.groupby(choice)["kept_fraction"].idxmin()]
-        least_bytes = within.groupby(choice)["bytes_fraction"].min().to_numpy()
-        tables.append(best.assign(largest_drop=drop, bytes_fraction=least_bytes))
-    columns = [*choice, "largest_drop", "kept_fraction", "bytes_fraction", "relative_tolerance"]
-    return pd.concat(tables).sort_values([*choice, "largest_drop"])[columns].round(4)
+    settings = with_all_seeds(sweeps).groupby(SETTING)
+    tables = [
+        _smallest(_over_seeds(settings, column), drop).assign(counted=counted, largest_drop=drop)
+        for drop in ACCURACY_DROPS
+        for counted, column in FRACTIONS.items()
+    ]
+    key = [*GROUP, "largest_drop", "counted"]
+    table = pd.concat(tables).sort_values(key)
+    return table[key + [column for column in table if column not in key]].round(6)
+
+
+def _over_seeds(settings, column: str) -> pd.DataFrame:
+    return settings.agg(
+        seeds=("seed", "nunique"),
+        fraction=(column, "mean"),
+        fraction_min=(column, "min"),
+        fraction_max=(column, "max"),
+        accuracy_drop_held_out=("accuracy_drop_held_out", "mean"),
+        accuracy_drop=("accuracy_drop", "mean"),
+        accuracy_drop_min=("accuracy_drop", "min"),
+        accuracy_drop_max=("accuracy_drop", "max"),
+    ).reset_index()
+
+
+def _smallest(table: pd.DataFrame, drop: float) -> pd.DataFrame:
+    within = table[table["accuracy_drop_held_out"] <= drop]
+    return within.loc[within.groupby(GROUP)["fraction"].idxmin()]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ python -m experiments.status model=lenet5 method=ddlr,nettrim method.relative_to
 """
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from statistics import mean
 
 from hydra import compose, initialize_config_dir
@@ -43,19 +44,47 @@ def status(configs: list[DictConfig]) -> str:
         f"{len(runs)} runs: "
         + ", ".join(f"{counts[how]} {how}" for how in (FINISHED, RUNNING, FAILED, MISSING))
     ]
-    seconds = [about["seconds"] for _, about in found.values() if about and "seconds" in about]
     left = len(runs) - counts[FINISHED]
-    if left and seconds:
+    seconds = seconds_left(runs, found)
+    if left and seconds is not None:
         at_once = max(1, counts[RUNNING])
         lines.append(
-            f"about {duration(mean(seconds) * left / at_once)} left, at {at_once} at once and "
-            f"{duration(mean(seconds))} a run"
+            f"about {duration(seconds / at_once)} left, at {at_once} at once and "
+            f"{duration(seconds / left)} a run"
         )
     for how in (RUNNING, FAILED, MISSING):
         for key, (now, about) in found.items():
             if now == how:
                 lines.append(f"  {how:8} {describe(runs[key])}{_note(how, about)}")
     return "\n".join(lines)
+
+
+def seconds_left(
+    runs: Mapping[str, DictConfig], found: Mapping[str, tuple[str, dict | None]]
+) -> float | None:
+    """Computing time of the runs that are not finished, one after the other.
+
+    A run is taken to last as long as those of the same network and method did on average, else as
+    those of the same network, else as all. None where no run is finished.
+    """
+    kinds = {key: (cfg.model.name, cfg.method.name) for key, cfg in runs.items()}
+    took = defaultdict(list)
+    for key, (how, about) in found.items():
+        if how == FINISHED and "seconds" in about:
+            for kind in _from_close_to_far(*kinds[key]):
+                took[kind].append(about["seconds"])
+    if not took:
+        return None
+    means = {kind: mean(seconds) for kind, seconds in took.items()}
+    return sum(
+        next(means[kind] for kind in _from_close_to_far(*kinds[key]) if kind in means)
+        for key, (how, _) in found.items()
+        if how != FINISHED
+    )
+
+
+def _from_close_to_far(model: str, method: str) -> tuple[tuple[str, ...], ...]:
+    return (model, method), (model,), ()
 
 
 def _note(how: str, about: dict | None) -> str:

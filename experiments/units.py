@@ -1,12 +1,16 @@
 """A run as a unit of work: what it is, whether it is done, and that it is done once.
 
 A run is known by a hash of all that decides its result: its settings without paths, devices and
-tracking, the weights of its checkpoint, and its data. The hash names its record and its lock.
+tracking, the weights of its checkpoint, and its data. The hash names its record and its lock, and
+its row in the tables. With ``finished_in=tables`` a run counts as finished by its row too: so a
+machine that has the tables but not the records goes on where another one stopped.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +21,7 @@ from experiments.locking import holder, locked
 from experiments.records import file_sha256, identity
 
 FINISHED, RUNNING, FAILED, MISSING = "finished", "running", "failed", "missing"
+FINISHED_IN = ("records", "tables")
 
 
 def run_key(cfg: DictConfig) -> str:
@@ -53,8 +58,56 @@ def claim(cfg: DictConfig, key: str) -> Iterator[dict | None]:
     Of two processes with the same run, the second waits here and then gets the first one's record.
     """
     with locked(lock_path(cfg, key)):
-        record = None if cfg.rerun else read_record(record_path(cfg, key))
+        record = None if cfg.rerun else find_record(cfg, key)
         yield record if record and record["state"] == FINISHED else None
+
+
+def find_record(cfg: DictConfig, key: str) -> dict | None:
+    """A run's record, or what the tables hold of it where ``finished_in=tables``.
+
+    Raises
+    ------
+    ValueError
+        If ``finished_in`` is neither of `FINISHED_IN`.
+    """
+    if cfg.finished_in not in FINISHED_IN:
+        raise ValueError(f"finished_in is {cfg.finished_in!r}; choose one of {FINISHED_IN}")
+    record = read_record(record_path(cfg, key))
+    if cfg.finished_in == "records" or (record and record["state"] == FINISHED):
+        return record
+    return _from_tables(Path(cfg.results_dir), key) or record
+
+
+def _from_tables(results: Path, key: str) -> dict | None:
+    rows = _rows_by_run(results / "sweeps.csv").get(key)
+    layers = _rows_by_run(results / "layers.csv").get(key)
+    if not rows or not layers:
+        return None
+    (row,) = rows
+    return {"state": FINISHED, "row": row, "layers": layers, "seconds": row["seconds"]}
+
+
+def _rows_by_run(path: Path) -> dict[str, list[dict]]:
+    try:
+        return _read_rows(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return {}
+
+
+@lru_cache(maxsize=4)
+def _read_rows(path: Path, changed: int) -> dict[str, list[dict]]:
+    # Imported here: most runs have no need of tables.
+    import pandas as pd
+
+    rows: dict[str, list[dict]] = {}
+    for row in pd.read_csv(path, dtype={"run": str}).to_dict("records"):
+        # As in a record, where a number that is not finite is null.
+        row = {
+            key: None if value != value or value == math.inf else value
+            for key, value in row.items()
+        }
+        rows.setdefault(row["run"], []).append(row)
+    return rows
 
 
 def read_record(path: Path) -> dict | None:
@@ -74,7 +127,7 @@ def state(cfg: DictConfig, key: str) -> tuple[str, dict | None]:
     running = holder(lock_path(cfg, key))
     if running is not None:
         return RUNNING, running
-    record = read_record(record_path(cfg, key))
+    record = find_record(cfg, key)
     return (record["state"] if record else MISSING), record
 
 

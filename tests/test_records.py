@@ -82,19 +82,46 @@ def test_checkpoints_come_back_and_mismatches_are_refused(tmp_path):
         load_checkpoint(path, again, "train it")
 
 
-def test_smallest_sizes_are_means_over_seeds_within_the_drop():
-    table = rows(
-        relative_tolerance=[0.1, 0.1, 0.2, 0.2, 0.3],
-        kept_fraction=[0.5, 0.7, 0.3, 0.3, 0.1],
-        bytes_stored=[5, 7, 3, 3, 1],
-        bytes_dense=[10] * 5,
-        accuracy_drop=[0.1, 0.3, 0.4, 1.0, 3.0],
-        calibration_samples=[500] * 5,
-        **{key: ["x"] * 5 for key in ("dataset", "model", "method", "constraint")},
-        **{key: ["y"] * 5 for key in ("refit", "order")},
+def settings(*rows_: tuple, **columns) -> pd.DataFrame:
+    """Rows of `sweeps.csv`: tolerance, seed, kept, held-out drop, test drop; bytes are twice."""
+    names = ("relative_tolerance", "seed", "kept_fraction", "accuracy_drop_held_out")
+    table = pd.DataFrame(rows_, columns=[*names, "accuracy_drop"])
+    table["bytes_fraction"] = 2 * table["kept_fraction"]
+    about = {key: "x" for key in ("dataset", "model", "method", "constraint", "refit", "order")}
+    return table.assign(**{**about, "calibration_samples": 500, **columns})
+
+
+def test_sizes_are_chosen_by_held_out_samples_and_the_test_set_is_reported():
+    table = settings(
+        (0.1, 0, 0.5, 0.1, 9.0),
+        (0.1, 1, 0.7, 0.3, 5.0),
+        (0.2, 0, 0.4, 0.2, 0.1),
+        (0.2, 1, 0.2, 1.0, 0.3),
+        (0.3, 0, 0.1, 2.0, 0.0),
+        (0.3, 1, 0.1, 0.5, 0.0),
     )
     sizes = smallest_sizes(table)
-    assert list(sizes["largest_drop"]) == [0.5, 1.0]
-    assert list(sizes["kept_fraction"]) == [0.6, 0.3]
-    assert list(sizes["bytes_fraction"]) == [0.6, 0.3]
-    assert list(sizes["relative_tolerance"]) == [0.1, 0.2]
+    weights = sizes[sizes["counted"] == "weights"].set_index("largest_drop")
+    assert list(weights.index) == [0.5, 1.0]
+    tight, loose = weights.loc[0.5], weights.loc[1.0]
+    # Means over seeds of the held-out drop: 0.2, 0.6 and 1.25.
+    assert (tight["relative_tolerance"], loose["relative_tolerance"]) == (0.1, 0.2)
+    assert (tight["fraction"], tight["fraction_min"], tight["fraction_max"]) == (0.6, 0.5, 0.7)
+    assert tight["accuracy_drop_held_out"] == 0.2
+    drops = ("accuracy_drop", "accuracy_drop_min", "accuracy_drop_max")
+    assert [tight[drop] for drop in drops] == [7.0, 5.0, 9.0]
+    assert loose["seeds"] == 2
+    in_bytes = sizes[sizes["counted"] == "bytes"].set_index("largest_drop")
+    assert list(in_bytes["fraction"]) == [1.2, 0.6]
+
+
+def test_sizes_leave_out_settings_that_lack_a_seed_and_keep_sample_numbers_apart():
+    table = settings(
+        (0.1, 0, 0.5, 0.1, 0.1), (0.1, 1, 0.5, 0.1, 0.1), (0.2, 0, 0.2, 0.1, 0.1), model="a"
+    )
+    more = settings((0.1, 0, 0.3, 0.1, 0.1), (0.1, 1, 0.3, 0.1, 0.1), model="a")
+    other = settings((0.3, 5, 0.1, 0.4, 0.1), model="b")
+    sizes = smallest_sizes(pd.concat([table, more.assign(calibration_samples=900), other]))
+    sizes = sizes[(sizes["counted"] == "weights") & (sizes["largest_drop"] == 0.5)]
+    chosen = sizes[["model", "calibration_samples", "fraction", "seeds"]].to_numpy().tolist()
+    assert chosen == [["a", 500, 0.5, 2], ["a", 900, 0.3, 2], ["b", 500, 0.1, 1]]

@@ -1,0 +1,168 @@
+"""Everything behind the tables, figures and claims of this repository, by one command.
+
+python -m experiments.paper
+python -m experiments.paper "sweep=['device=cuda','launcher=joblib']"
+
+Runs the experiments of `conf/paper.yaml` one after the other, takes the measurements whose tables
+are missing, then collects, plots and judges. It can be interrupted: the same command goes on, also
+on another machine that has the tables alone. What fails is named at the end, with exit code 1.
+"""
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from experiments.configuration import CONFIG_PATH
+from experiments.status import planned, seconds_left
+from experiments.sweeping import duration
+from experiments.units import FAILED, FINISHED, run_key, state
+
+log = logging.getLogger(__name__)
+
+_PATHS = ("data_dir", "results_dir", "checkpoint_dir", "record_dir", "output_dir", "cache_dir")
+_SECONDS_A_LOOK = 5
+_SECONDS_A_LINE = 300  # where there is no terminal to keep one line up to date on
+# An interrupt from the terminal reaches the command that runs, too; one sent to this process alone
+# is passed on after this time.
+_SECONDS_TO_END = 5
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="paper")
+def main(cfg: DictConfig) -> None:
+    try:
+        failed = [*_sweeps(cfg), *_measurements(cfg), *_conclusions(cfg)]
+    except KeyboardInterrupt:
+        log.info("interrupted; the same command goes on from here")
+        sys.exit(130)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the same command does what is left")
+
+
+def _sweeps(cfg: DictConfig) -> list[str]:
+    """Run the experiments that are not finished; return the names of those that failed."""
+    log.info("reading the experiments: %s", ", ".join(cfg.experiments))
+    sweeps = {name: _sweep(cfg, name) for name in cfg.experiments}
+    runs = {name: _runs(overrides) for name, overrides in sweeps.items()}
+    progress = Progress({key: run for each in runs.values() for key, run in each.items()})
+    log.info("%s", progress.line())
+    failed = []
+    for name, overrides in sweeps.items():
+        if not cfg.rerun and Progress(runs[name]).finished():
+            log.info("%s: finished already", name)
+            continue
+        with progress.shown(name):
+            ended = _command("compress", "-m", *overrides, "verbosity=quiet")
+        # After each, so that the tables are up to date wherever the command is interrupted.
+        collected = _command("collect", *_paths(cfg))
+        if ended or collected:
+            failed.append(name)
+        log.info("%s: %s; %s", name, "failed" if ended else "done", progress.line())
+    return failed
+
+
+def _measurements(cfg: DictConfig) -> list[str]:
+    failed = []
+    for name in cfg.measurements:
+        table = Path(cfg.results_dir) / f"{name}.csv"
+        if table.is_file() and not cfg.rerun:
+            log.info("%s: %s is there already", name, table)
+        elif _command(name, *_paths(cfg)):
+            failed.append(name)
+    return failed
+
+
+def _conclusions(cfg: DictConfig) -> list[str]:
+    return [name for name in cfg.conclusions if _command(name, *_paths(cfg))]
+
+
+class Progress:
+    """How far a set of runs is, read off their records and tables."""
+
+    def __init__(self, runs: Mapping[str, DictConfig]):
+        self.runs = runs
+        self.found: dict[str, tuple[str, dict | None]] = {}
+
+    def look(self) -> None:
+        """Look again for the runs that were not finished when last looked at."""
+        for key, cfg in self.runs.items():
+            if self.found.get(key, ("",))[0] != FINISHED:
+                self.found[key] = state(cfg, key)
+
+    def finished(self) -> bool:
+        self.look()
+        return all(how == FINISHED for how, _ in self.found.values())
+
+    def line(self) -> str:
+        """Finished of all runs, failed ones, and the computing time of those left."""
+        self.look()
+        counts = Counter(how for how, _ in self.found.values())
+        text = f"{counts[FINISHED]} of {len(self.runs)} runs finished"
+        if counts[FAILED]:
+            text += f", {counts[FAILED]} failed"
+        seconds = seconds_left(self.runs, self.found)
+        if seconds:
+            text += f", about {duration(seconds)} left, one run after the other"
+        return text
+
+    @contextmanager
+    def shown(self, name: str) -> Iterator[None]:
+        """Keep a line about all runs up to date while a command runs."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._show, args=(name, over), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _show(self, name: str, over: threading.Event) -> None:
+        if sys.stderr.isatty():
+            with tqdm(bar_format="{desc}", leave=False) as line:
+                while not over.wait(_SECONDS_A_LOOK):
+                    line.set_description_str(f"{self.line()}; now {name}")
+            return
+        while not over.wait(_SECONDS_A_LINE):
+            log.info("%s; now %s", self.line(), name)
+
+
+def _paths(cfg: DictConfig) -> list[str]:
+    return [f"{name}={cfg[name]}" for name in _PATHS]
+
+
+def _sweep(cfg: DictConfig, name: str) -> list[str]:
+    """The arguments of an experiment's sweep."""
+    own = [f"+experiment={name}", "finished_in=tables", f"rerun={str(cfg.rerun).lower()}"]
+    return [*own, *_paths(cfg), *cfg.sweep]
+
+
+def _runs(overrides: list[str]) -> dict[str, DictConfig]:
+    return {run_key(run): run for run in planned(overrides)}
+
+
+def _command(name: str, *arguments: str) -> int:
+    """Run another command of this folder to its end, and return its exit code."""
+    process = subprocess.Popen([sys.executable, "-m", f"experiments.{name}", *arguments])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Tables of results with the columns of the real ones and plausible numbers."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+TOLERANCES = (0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)
+SAMPLES = (500, 1000, 2000, 10000, 20000)
+# Network to data set, dense accuracy, seeds and the widths of its fully connected layers.
+NETWORKS = {
+    "lenet_300_100": ("mnist", 98.2, 3, (784, 300, 100, 10)),
+    "fc_nettrim": ("mnist", 98.5, 3, (784, 300, 1000, 100, 10)),
+    "lenet5": ("mnist", 99.3, 3, (800, 500, 10)),
+    "convnet_nettrim": ("cifar10", 79.0, 1, (3136, 384, 192, 10)),
+    "vgg_small": ("cifar10", 86.0, 1, (2048, 512, 512, 10)),
+    "mlp_digits": ("digits", 97.0, 1, (64, 48, 32, 10)),
+}
+# Method to how much it keeps, how much accuracy it costs, and whether its layers are sparse.
+METHODS = {
+    "ddlr": (0.09, 11.0, False),
+    "nettrim": (0.05, 16.0, True),
+    "nettrim_protocol": (0.06, 12.0, True),
+    "svd": (0.16, 9.0, False),
+    "activation_svd": (0.075, 10.0, False),
+    "magnitude": (0.16, 8.0, True),
+    "magnitude_global": (0.19, 8.0, True),
+}
+VARIANTS = [(refit, order) for refit in ("none", "fixed") for order in ("parallel", "cascade")]
+
+
+def runs(networks: tuple[str, ...], methods: tuple[str, ...]) -> list[dict]:
+    """What the runs of the whole comparison are: the grids, and more samples on one network."""
+    grid = []
+    for network in networks:
+        for method in methods:
+            own = method in ("ddlr", "nettrim")
+            if method == "nettrim_protocol" and network != "fc_nettrim":
+                continue
+            variants = VARIANTS if own else [("none", "parallel")]
+            for refit, order in variants:
+                here = {"model": network, "method": method, "refit": refit, "order": order}
+                grid += [here | {"tolerance": each, "samples": 5000} for each in TOLERANCES]
+                if own and network == "lenet_300_100" and order == "parallel":
+                    grid += [here | {"tolerance": 0.12, "samples": each} for each in SAMPLES]
+    return [run | {"seed": seed} for run in grid for seed in range(NETWORKS[run["model"]][2])]
+
+
+def made_up_tables(
+    networks: tuple[str, ...] = tuple(NETWORKS), methods: tuple[str, ...] = tuple(METHODS)
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`sweeps.csv` and `layers.csv` of the whole comparison, or of some networks and methods."""
+    random = np.random.default_rng(0)
+    rows, layers = [], []
+    for number, run in enumerate(runs(networks, methods)):
+        row, its_layers = _run(f"run{number:05d}", run, random)
+        rows.append(row)
+        layers += its_layers
+    return pd.DataFrame(rows), pd.DataFrame(layers)
+
+
+def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[dict]]:
+    dataset, dense, _, widths = NETWORKS[run["model"]]
+    keeps, costs, sparse = METHODS[run["method"]]
+    tolerance, refitted, cascade = (
+        run["tolerance"],
+        run["refit"] == "fixed",
+        run["order"] == "cascade",
+    )
+    few = (5000 / run["samples"]) ** 0.5
+    about = {
+        "run": key,
+        "dataset": dataset,
+        "model": run["model"],
+        "method": run["method"],
+        "constraint": "net_trim" if run["method"].startswith(("ddlr", "nettrim")) else "hinge",
+        "refit": run["refit"],
+        "order": run["order"],
+        "seed": run["seed"],
+    }
+    layers = []
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
+        share = keeps * tolerance**-0.75 * (0.6 + 0.5 * index) * random.uniform(0.95, 1.05)
+        share = min(1.0, share / few**0.3)
+        kept = int(share * inputs * outputs)
+        error = tolerance * (random.uniform(0.6, 0.75) if refitted else 1.0)
+        layers.append(
+            {
+                **about,
+                "layer": f"fc{index + 1}",
+                "in_features": inputs,
+                "out_features": outputs,
+                "activation": "none" if index == len(widths) - 2 else "relu",
+                "form": "sparse" if sparse else "low_rank",
+                "rank": min(inputs, outputs) if sparse else max(1, kept // (inputs + outputs)),
+                "nonzeros": kept if sparse else inputs * outputs,
+                "parameters_kept": kept,
+                "parameters_dense": inputs * outputs,
+                "bytes_stored": min(4 * inputs * outputs, kept * (6 if sparse else 4)),
+                "relative_error": error,
+                "relative_error_held_out": error * (1 + 0.15 * few * random.uniform(0.8, 1.2)),
+                "relative_tolerance": tolerance,
+                "violation": 2e-4,
+                "status": "converged",
+                "relative_gap": 5e-3,
+                "iterations": 100,
+                "seconds": 1.0,
+            }
+        )
+    total = {
+        column: sum(layer[column] for layer in layers)
+        for column in ("parameters_dense", "parameters_kept", "bytes_stored")
+    }
+    drop = costs * tolerance**1.5 * (0.5 if refitted else 1) * (0.6 if cascade else 1) * few**0.5
+    drop = drop * random.uniform(0.9, 1.1) + random.uniform(-0.05, 0.05)
+    dense += 0.05 * run["seed"]
+    error = tolerance * len(layers) ** 0.5 * (0.7 if refitted else 1) * random.uniform(0.9, 1.1)
+    row = {
+        **about,
+        "relative_tolerance": tolerance,
+        "calibration_samples": run["samples"],
+        **total,
+        "kept_fraction": total["parameters_kept"] / total["parameters_dense"],
+        "bytes_dense": 4 * total["parameters_dense"],
+        "accuracy_dense": dense,
+        "accuracy": dense - drop,
+        "accuracy_drop": drop,
+        "accuracy_dense_held_out": dense - 0.2,
+        "accuracy_held_out": dense - 0.2 - drop * 1.05,
+        "accuracy_drop_held_out": drop * 1.05,
+        "output_error": error,
+        "output_error_held_out": error * 1.1,
+        "output_bound": float("nan") if cascade else 4 ** len(layers) * tolerance,
+        "worst_violation": 2e-4,
+        "worst_relative_gap": 5e-3,
+        "status": "converged",
+        "seconds": 3.0,
+    }
+    return row, layers
+
+
+def made_up_inference(networks: tuple[str, ...] = ("lenet_300_100", "lenet5", "vgg_small")):
+    """`inference.csv`: a low-rank network gains with its size, a sparse one at batch 1 only."""
+    rows = []
+    for network in networks:
+        for batch in (1, 256):
+            dense = 40.0 * batch**0.8
+            for method, form in (("ddlr", "low_rank"), ("nettrim", "csr")):
+                for tolerance in (0.05, 0.12, 0.3):
+                    kept = min(1.0, METHODS[method][0] * tolerance**-0.75)
+                    cost = 0.15 + kept * (1 if form == "low_rank" else 1.5 * batch**0.3)
+                    rows.append(
+                        {
+                            "model": network,
+                            "method": method,
+                            "form": form,
+                            "relative_tolerance": tolerance,
+                            "kept_fraction": kept,
+                            "batch": batch,
+                            "microseconds": dense * cost,
+                            "microseconds_dense": dense,
+                            "speedup": 1 / cost,
+                            "repetitions": 100,
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def made_up_spectrum() -> pd.DataFrame:
+    """`spectrum.csv`: shrunk singular values, and refitted ones close to the original's."""
+    index = np.arange(1, 301)
+    original = 10 * np.exp(-index / 60)
+    lines = {
+        ("original", "none"): original,
+        ("ddlr", "none"): np.maximum(original - 3, 0),
+        ("ddlr", "fixed"): np.where(index < 72, original * 0.95, 0),
+        ("activation_svd", "none"): np.where(index < 60, original, 0),
+    }
+    tables = [
+        pd.DataFrame(
+            {
+                "model": "lenet_300_100",
+                "layer": "fc1",
+                "method": method,
+                "refit": refit,
+                "relative_tolerance": None if method == "original" else 0.12,
+                "metric": metric,
+                "index": index,
+                "value": values * scale,
+            }
+        ).query("value > 0")
+        for metric, scale in (("plain", 1.0), ("input", 0.5))
+        for (method, refit), values in lines.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
