@@ -117,8 +117,8 @@ class LayerSolver:
     refit : callable, optional
         (problem, solver result) to a better weight and bias of the same size.
     memory : callable, optional
-        Takes the place of the solver and may answer from what it remembers: called with the
-        solver, its positional and its keyword arguments.
+        Called with a function and its arguments in place of the function itself, for each solve and
+        each refit, and may answer with what it remembers of an equal call.
     """
 
     solver: Callable[..., SolverResult]
@@ -136,10 +136,7 @@ class LayerSolver:
             options["constraint"] = "hinge"
         arguments = (problem.inputs, problem.targets, problem.radius)
         try:
-            if self.memory is None:
-                solved = self.solver(*arguments, **options)
-            else:
-                solved = self.memory(self.solver, *arguments, **options)
+            solved = self._remembered(self.solver, *arguments, **options)
         except ConvergenceError as error:
             raise ConvergenceError(str(error), self._refitted(problem, error.result)) from error
         return self._refitted(problem, solved)
@@ -147,10 +144,19 @@ class LayerSolver:
     def _refitted(self, problem: LayerProblem, solved: SolverResult) -> SolverResult:
         if self.refit is None:
             return solved
-        started = time.perf_counter()
-        weight, bias = self.refit(problem, solved)
-        seconds = solved.seconds + time.perf_counter() - started
-        return dataclasses.replace(solved, weight=weight, bias=bias, seconds=seconds)
+        return self._remembered(_with_refit, self.refit, problem, solved)
+
+    def _remembered(self, compute: Callable[..., SolverResult], *arguments, **options):
+        if self.memory is None:
+            return compute(*arguments, **options)
+        return self.memory(compute, *arguments, **options)
+
+
+def _with_refit(refit: Callable, problem: LayerProblem, solved: SolverResult) -> SolverResult:
+    started = time.perf_counter()
+    weight, bias = refit(problem, solved)
+    seconds = solved.seconds + time.perf_counter() - started
+    return dataclasses.replace(solved, weight=weight, bias=bias, seconds=seconds)
 
 
 def capture_layers(

@@ -21,7 +21,7 @@ def refit_low_rank(
     *,
     rank: int,
     activation: str = "relu",
-    tolerance: float = 1e-3,
+    tolerance: float = 3e-3,
     max_iterations: int = 200,
 ) -> tuple[Tensor, Tensor]:
     """Move a weight of given rank to a smaller output error, at the same rank.

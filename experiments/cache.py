@@ -15,8 +15,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import hydra
@@ -32,10 +32,9 @@ from ddlr import (
     CentredInputs,
     SolverResult,
     SolverStatus,
-    WarmStart,
     capture_layers,
 )
-from ddlr.layerwise import CapturedLayer
+from ddlr.layerwise import CapturedLayer, LayerProblem
 from experiments.checkpoints import load_checkpoint
 from experiments.configuration import CONFIG_PATH, build
 from experiments.data import Dataset, Split, data_sha256
@@ -248,51 +247,58 @@ def _dataset(node: DictConfig) -> Dataset:
 
 @dataclass(frozen=True)
 class SolveMemory:
-    """Keeps solves of layers on disk, under a hash of all that decides them.
+    """Keeps solves and refits of layers on disk, under a hash of all that decides them.
 
-    Stands in for a solver as `memory` of `ddlr.compress` and `nettrim.prune`. A solve that did not
-    converge is not kept. What is remembered has no dual variable, which nobody asks for by then.
+    To be given as `memory` to `ddlr.compress` and `nettrim.prune`. A solve that did not converge is
+    not kept. What is remembered has no dual variable, which nobody asks for by then.
     """
 
     folder: Path
     limit_gib: float
 
-    def __call__(
-        self,
-        solver: Callable[..., SolverResult],
-        inputs: CentredInputs,
-        targets: Tensor,
-        radius: float,
-        *,
-        warm_start: WarmStart,
-        **options,
-    ) -> SolverResult:
-        tensors = (inputs.inputs, targets, warm_start.weight, warm_start.bias)
+    def __call__(self, compute: Callable[..., SolverResult], *arguments, **options) -> SolverResult:
         key = identity(
             {
                 "format": _FORMAT,
-                "solver": solver.__qualname__,
-                "tensors": [_sha256(tensor) for tensor in tensors],
-                "radius": radius.hex(),
-                "options": options,
+                "call": [_content(value) for value in (compute, arguments, options)],
                 "threads": torch.get_num_threads(),
-                "device": targets.device.type,
                 "torch": torch.__version__,
             }
         )
         path = self.folder / f"{key}.safetensors"
         with locked(self.folder / "locks" / f"{key}.lock"):
-            solved = _load_solve(path, targets.device)
+            # The inputs say on which device; those of a layer are all on one.
+            solved = _load_solve(path, _device(arguments))
             if solved is None:
-                solved = solver(inputs, targets, radius, warm_start=warm_start, **options)
+                solved = compute(*arguments, **options)
                 _store_solve(path, solved, self.limit_gib)
         return solved
 
 
-def _sha256(tensor: Tensor) -> str:
-    values = tensor.detach().cpu().contiguous()
-    about = f"{values.dtype} {tuple(values.shape)} ".encode()
-    return hashlib.sha256(about + values.numpy().tobytes()).hexdigest()
+def _content(value):
+    """All of a value that can decide a result, as JSON; tensors by their hash."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, Tensor):
+        values = value.detach().cpu().contiguous()
+        about = [str(value.dtype), list(value.shape), value.device.type]
+        return [*about, hashlib.sha256(values.numpy().tobytes()).hexdigest()]
+    if isinstance(value, SolverResult):
+        return [value.status.value, _content(value.weight), _content(value.bias)]
+    if is_dataclass(value):
+        return {field.name: _content(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _content(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_content(item) for item in value]
+    return f"{value.__module__}.{value.__qualname__}"  # a function
+
+
+def _device(arguments: tuple) -> torch.device:
+    problem = next(value for value in arguments if isinstance(value, CentredInputs | LayerProblem))
+    return (problem if isinstance(problem, CentredInputs) else problem.inputs).inputs.device
 
 
 _SOLVE_NUMBERS = ("objective", "lower_bound", "relative_gap", "violation", "seconds")

@@ -405,22 +405,18 @@ def order(sweeps: pd.DataFrame) -> Figure | None:
 
 def inference(times: pd.DataFrame) -> Figure | None:
     """Time of the fully connected layers against weights kept, a row a batch size, one thread."""
-    times = times[times["form"] != "dense"]
     models = in_order(times["model"], NETWORK_TITLES)
     batches = sorted(times["batch"].unique())
     if not models:
         return None
-    forms = {"low_rank": "two factors", "csr": "CSR", "sparse": "CSR"}
     figure, grid = _grid(len(batches), len(models), width=4.0)
     for row, batch in zip(grid, batches, strict=True):
         for axes, model in zip(row, models, strict=True):
             here = times[(times["model"] == model) & (times["batch"] == batch)]
             for method in in_order(here["method"], METHOD_STYLES):
-                for form, line in here[here["method"] == method].groupby("form"):
-                    line = line.sort_values("kept_fraction")
-                    label = f"{METHOD_TITLES[method]}, {forms.get(form, form)}"
-                    style = {**METHOD_STYLES[method], **_THICK, "label": label}
-                    axes.plot(100 * line["kept_fraction"], line["microseconds"], **style)
+                line = here[here["method"] == method].sort_values("kept_fraction")
+                style = {**METHOD_STYLES[method], **_THICK, "label": METHOD_TITLES[method]}
+                axes.plot(100 * line["kept_fraction"], line["microseconds"], **style)
             dense = here["microseconds_dense"].median()
             axes.axhline(dense, color="black", linestyle=":", linewidth=1.2, label="dense")
             axes.set_yscale("log")

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -51,6 +52,7 @@ def main(cfg: DictConfig) -> None:
 def _sweeps(cfg: DictConfig) -> list[str]:
     """Run the experiments that are not finished; return the names of those that failed."""
     log.info("reading the experiments: %s", ", ".join(cfg.experiments))
+    GlobalHydra.instance().clear()  # it composes for one command at a time; this one's is done
     sweeps = {name: _sweep(cfg, name) for name in cfg.experiments}
     runs = {name: _runs(overrides) for name, overrides in sweeps.items()}
     progress = Progress({key: run for each in runs.values() for key, run in each.items()})
@@ -129,9 +131,10 @@ class Progress:
     def _show(self, name: str, over: threading.Event) -> None:
         if sys.stderr.isatty():
             with tqdm(bar_format="{desc}", leave=False) as line:
-                while not over.wait(_SECONDS_A_LOOK):
+                while True:
                     line.set_description_str(f"{self.line()}; now {name}")
-            return
+                    if over.wait(_SECONDS_A_LOOK):
+                        return
         while not over.wait(_SECONDS_A_LINE):
             log.info("%s; now %s", self.line(), name)
 

@@ -77,7 +77,7 @@ def refit_sparse(
     bias: Tensor,
     *,
     activation: str = "relu",
-    tolerance: float = 1e-3,
+    tolerance: float = 3e-3,
     max_iterations: int = 200,
 ) -> tuple[Tensor, Tensor]:
     """Move a sparse weight to a smaller output error, on the same support.

@@ -145,10 +145,10 @@ def made_up_inference(networks: tuple[str, ...] = ("lenet_300_100", "lenet5", "v
     for network in networks:
         for batch in (1, 256):
             dense = 40.0 * batch**0.8
-            for method, form in (("ddlr", "low_rank"), ("nettrim", "csr")):
+            for method, form in (("ddlr", "low_rank+dense"), ("nettrim", "csr+csr")):
                 for tolerance in (0.05, 0.12, 0.3):
                     kept = min(1.0, METHODS[method][0] * tolerance**-0.75)
-                    cost = 0.15 + kept * (1 if form == "low_rank" else 1.5 * batch**0.3)
+                    cost = 0.15 + kept * (1 if method == "ddlr" else 1.5 * batch**0.3)
                     rows.append(
                         {
                             "model": network,

@@ -16,7 +16,7 @@ from offline_wandb import entries
 
 DIGITS = ("dataset=digits", "model=mlp_digits")
 # What a sweep of both methods as published has the data for.
-DRAWN = ("frontier_weights", "frontier_bytes", "equal_drop", "layers", "bound")
+DRAWN = ("frontier_weights", "frontier_bytes", "layers", "bound")
 
 
 def command(name: str, *overrides: str, folder: Path) -> subprocess.CompletedProcess:

@@ -1,10 +1,12 @@
 """The command behind all results: what it goes on from, what it shows, how it ends."""
 
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -147,6 +149,17 @@ def test_the_whole_is_run_and_then_found_done(tmp_path):
     assert not (tmp_path / "results/records").exists()
 
 
+def test_on_a_terminal_a_line_shows_how_far_the_whole_is(tmp_path):
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    arguments = [sys.executable, "-m", "experiments.paper", *paper(tmp_path), *places(tmp_path)]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=terminal, timeout=300)
+    os.close(terminal)
+    shown = os.read(master, 1 << 16).decode()
+    assert done.returncode == 0, shown
+    assert "0 of 2 runs finished; now mnist_comparison" in shown
+
+
 def test_what_fails_is_named_and_does_not_stop_the_rest(tmp_path):
     failing = paper(tmp_path, "measurements=[nothing]", sweep=("seed=0,7",))
     done = command(tmp_path, "paper", *failing)
@@ -165,7 +178,6 @@ def test_a_measurement_is_taken_where_its_table_is_missing(tmp_path):
 
 
 def test_an_interrupt_ends_it_and_the_same_command_goes_on(tmp_path):
-    # Two quick runs, and one that takes its time.
     arguments = paper(tmp_path, sweep=("calibration_samples=200,1000", "method.tolerance=1e-6"))
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.paper", *arguments, *places(tmp_path)],

@@ -287,15 +287,18 @@ def test_an_entry_that_cannot_be_read_is_made_anew(tmp_path, caplog):
     assert {entry: entry.stat().st_size for entry in entries} == sizes
 
 
-def test_a_refit_begins_with_what_another_run_has_solved(tmp_path, monkeypatch):
-    compress.run(configured(tmp_path, "rerun=true"), group="g")
-    monkeypatch.setattr(cache, "_store_solve", lambda *_: pytest.fail("solved again"))
-    refitted, _ = compress.run(configured(tmp_path, "method.refit=fixed"), group="g")
-    assert refitted["row"]["refit"] == "fixed"
-    # Another order, output set or tolerance is another problem.
-    for change in ("method.constraint=hinge", "method.relative_tolerance=0.31"):
-        with pytest.raises(pytest.fail.Exception):
-            compress.run(configured(tmp_path, change), group="g")
+def test_a_refit_and_a_cascade_begin_with_what_another_run_has_solved(tmp_path):
+    def entries_after(*overrides: str) -> int:
+        compress.run(configured(tmp_path, *overrides), group="g")
+        return len(cache.entries(tmp_path / "outputs/cache"))
+
+    assert entries_after() == 1 + 3  # activations, and a solve a layer
+    assert entries_after("method.refit=fixed") == 4 + 3  # a refit a layer
+    # The first layer is that of parallel order, solve and refit.
+    assert entries_after("method.refit=fixed", "method.order=cascade") == 7 + 4
+    # Another output set or tolerance is another problem.
+    assert entries_after("method.constraint=hinge") == 11 + 3
+    assert entries_after("method.relative_tolerance=0.51") == 14 + 3
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path, monkeypatch, caplog):
