@@ -213,7 +213,7 @@ def test_status_tells_what_is_finished_running_failed_and_missing(tmp_path):
 
 def test_status_reads_the_grid_of_an_experiment(tmp_path):
     shown = planned(["+experiment=reproduce", "model=lenet5", *places(tmp_path)])
-    assert len(shown) == 28
+    assert len(shown) == 24
     assert {cfg.model.name for cfg in shown} == {"lenet5"}
 
 
