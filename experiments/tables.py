@@ -49,6 +49,7 @@ MADE_BY = {
     "sizes": "python -m experiments.collect",
     "inference": "python -m experiments.inference",
     "spectrum": "python -m experiments.spectrum",
+    "finetune": "python -m experiments.finetune",
 }
 VARIANT = ["method", "constraint", "refit", "order"]
 GROUP = ["dataset", "model", *VARIANT, "calibration_samples"]
