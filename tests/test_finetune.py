@@ -47,4 +47,4 @@ def test_the_table_sets_accuracy_before_beside_after(tmp_path):
     assert (table["refit"] == "finetuned").all()
     assert (table["accuracy"] > table["accuracy_pruned"]).all()
     assert table["kept_fraction"].between(0.01, 0.5).all()
-    assert (table["accuracy_drop"] + table["accuracy"] - table["accuracy_dense"]).abs().max() < 1e-6
+    assert (table["accuracy_drop"] + table["accuracy"] - table["accuracy_dense"]).abs().max() < 1e-5
