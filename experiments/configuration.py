@@ -19,6 +19,8 @@ def cores() -> int:
 # Default paths hang on the repository, not on the folder a command is started in.
 OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
 OmegaConf.register_new_resolver("cores", cores, replace=True)
+# That of the process which started a sweep, in all its jobs: Hydra hands them the cache.
+OmegaConf.register_new_resolver("process", os.getpid, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("cores_each", lambda jobs: max(1, cores() // jobs), replace=True)
 
 

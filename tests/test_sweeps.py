@@ -408,6 +408,23 @@ def test_workers_give_the_same_network_and_the_same_errors(network):
 # Around a sweep
 
 
+def test_two_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path):
+    grids = ("method.relative_tolerance=0.5,0.6", "method.relative_tolerance=0.7,0.8,0.9")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.compress", "-m", *QUICK, grid, *places(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for grid in grids
+    ]
+    for runs, process in zip((2, 3), started, strict=True):
+        _, said = process.communicate(timeout=300)
+        assert f"sweep: {runs} runs finished, 0 failed, 0 not done" in said
+        (folder,) = (tmp_path / "outputs/compress").glob(f"*_{process.pid}")
+        assert len(list((folder / "outcomes").iterdir())) == runs
+
+
 def test_a_sweep_reports_what_failed_and_finishes_the_rest(tmp_path):
     grid = ("method.relative_tolerance=-1,0.5,0.6", "tracking=wandb")
     done = command(tmp_path, "-m", *QUICK, *grid)
