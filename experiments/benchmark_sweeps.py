@@ -65,8 +65,8 @@ def sharing(cfg: DictConfig) -> list[dict]:
 def launchers(cfg: DictConfig) -> list[dict]:
     """A sweep of 16 runs: one after the other on two threads, and two at once on one each.
 
-    On layers of two sizes: the matrix products of the large ones make use of a second thread, the
-    small ones cannot. The solves are tight enough to outlast the start of the processes by far.
+    With few samples and with more: the larger the matrix products, the more use they make of a
+    second thread.
     """
     grid = [
         f"method={','.join(METHODS)}",
@@ -77,15 +77,16 @@ def launchers(cfg: DictConfig) -> list[dict]:
         "joblib, 2 x 1 thread": ["launcher=joblib", "launcher.jobs=2", "threads=1"],
     }
     rows = []
-    for model, setting in cfg.launchers.items():
-        network = [f"model={model}", *(f"{key}={value}" for key, value in setting.items())]
+    for setting in cfg.launchers:
+        network = [f"{key}={value}" for key, value in setting.items()]
+        name = f"{setting.model}, {setting.calibration_samples} samples"
         seconds = {}
         for case, overrides in cases.items():
             with tempfile.TemporaryDirectory() as folder:
                 seconds[case] = _seconds(Path(folder), cfg, "-m", *network, *grid, *overrides)
-            rows.append(_row("launchers", f"{model}, {case}", "wall_clock", seconds[case], "s"))
+            rows.append(_row("launchers", f"{name}, {case}", "wall_clock", seconds[case], "s"))
         local, joblib = seconds.values()
-        case = f"{model}, joblib over local"
+        case = f"{name}, joblib over local"
         rows.append(
             _row("launchers", case, "speedup", local / joblib, "ratio")
             | {"target": ">= 1.25", "met": "yes" if local / joblib >= 1.25 else "no"}
