@@ -113,9 +113,7 @@ def _take_up(resume: Path | None, *parts) -> int:
 
 def _augmentation():
     """One image to a random change of it, of the kind usual for CIFAR-10."""
-    from torchvision.transforms import v2 as transforms
-
-    from experiments import vision  # noqa: F401  before torchvision, which it makes importable
+    from experiments.vision import transforms
 
     return transforms.Compose(
         [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]

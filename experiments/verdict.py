@@ -192,7 +192,7 @@ def smaller_than_nettrim(
     words = [word for word, _ in comparisons]
     seeds = own["seed"].nunique()
     numbers = tuple(f"{cell}: {word}" for word, cell in comparisons)
-    tie = "larger" not in words and "tie" in words
+    tie = "tie" in words and not {"larger", "undecided"} & set(words)
     measured = [word for word in words if word != NOT_MEASURED]
     if not measured:
         return Outcome(None)
@@ -206,39 +206,43 @@ def compare_sizes(
 
     "smaller" and "larger" take all seeds, which share a network and a calibration set, to agree,
     and the mean to differ by `SIZE_MARGIN`; else it is a "tie". A method of which no tolerance
-    keeps the drop is the larger one.
+    keeps the drop is known to need more than the largest size it was measured at, and no more than
+    that: where this does not tell which is smaller, it is "undecided".
     """
-    sizes = [
-        {
-            seed: size_at_drop(
-                rows[column].to_numpy(), rows["accuracy_drop_held_out"].to_numpy(), drop
-            )
-            for seed, rows in table.groupby("seed")
-        }
-        for table in (own, rival)
+    sizes = [_sizes_at_drop(table, column, drop) for table in (own, rival)]
+    bounds = [
+        _ratio(sizes[0][seed], sizes[1][seed]) for seed in sorted(set(sizes[0]) & set(sizes[1]))
     ]
-    ratios = np.array(
-        [_ratio(sizes[0][seed], sizes[1][seed]) for seed in sorted(set(sizes[0]) & set(sizes[1]))]
-    )
-    ratios = ratios[~np.isnan(ratios)]
-    if not len(ratios):
+    low, high = np.array([each for each in bounds if each != (0, np.inf)]).reshape(-1, 2).T
+    if not len(low):
         return NOT_MEASURED, "-"
-    mean = ratios.mean()
-    if (ratios < 1).all() and mean <= 1 - SIZE_MARGIN:
+    exact = low[low == high]
+    if (high < 1).all() and high.mean() <= 1 - SIZE_MARGIN:
         word = "smaller"
-    elif (ratios > 1).all() and mean >= 1 + SIZE_MARGIN:
+    elif (low > 1).all() and low.mean() >= 1 + SIZE_MARGIN:
         word = "larger"
     else:
-        word = "tie"
-    return word, _spread(mean, ratios.min(), ratios.max(), 2)
+        word = "tie" if len(exact) == len(low) else "undecided"
+    cell = _spread(exact.mean(), exact.min(), exact.max(), 2) if len(exact) else "-"
+    for method, missing in (("DDLR", np.isinf(high).sum()), ("Net-Trim", (low == 0).sum())):
+        cell += f"; {method} outside the grid in {missing} of {len(low)} seeds" if missing else ""
+    return word, cell
 
 
-def _ratio(own: float, rival: float) -> float:
-    if np.isnan(own) and np.isnan(rival):
-        return float("nan")
-    if np.isnan(own):
-        return float("inf")
-    return 0.0 if np.isnan(rival) else own / rival
+def _sizes_at_drop(rows: pd.DataFrame, column: str, drop: float) -> dict[int, tuple[float, bool]]:
+    """By seed the size at a drop; or the largest measured, and False, where none keeps the drop."""
+    found = {}
+    for seed, own in rows.groupby("seed"):
+        size = size_at_drop(own[column].to_numpy(), own["accuracy_drop_held_out"].to_numpy(), drop)
+        kept = not np.isnan(size)
+        found[seed] = (size if kept else own[column].max(), kept)
+    return found
+
+
+def _ratio(own: tuple[float, bool], rival: tuple[float, bool]) -> tuple[float, float]:
+    """Bounds on the ratio of two such sizes, which agree where both are known."""
+    ratio = own[0] / rival[0]
+    return (ratio if rival[1] else 0, ratio if own[1] else np.inf)
 
 
 CLAIMS = (
@@ -292,8 +296,9 @@ CLAIMS = (
             f"curve of size against drop (interpolated in the logarithm of the size), seed by "
             f"seed, both with the same refit and order. It holds where DDLR is smaller at both: in "
             f"every seed, and by {100 * SIZE_MARGIN:g} % on average, since less is within what the "
-            f"certified gap leaves open. At an equal drop the smaller size is also, along a "
-            f"falling curve, the higher accuracy at an equal size.",
+            f"certified gap leaves open. Outside the grid: the smallest tolerance still drops by "
+            f"more. At an equal drop the smaller size is also, along a falling curve, the higher "
+            f"accuracy at an equal size.",
             (*(f"ratio at {drop:g} points" for drop in EQUAL_DROPS), "seeds"),
             lambda tables, model, variant, counted=counted: smaller_than_nettrim(
                 tables, model, variant, counted

@@ -29,4 +29,6 @@ except RuntimeError as error:
         _library.define(_schema)
     import torchvision
 
-__all__ = ["torchvision"]
+from torchvision.transforms import v2 as transforms  # noqa: E402  once torchvision imports
+
+__all__ = ["torchvision", "transforms"]

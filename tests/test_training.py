@@ -1,5 +1,8 @@
 """Training is decided by its seed, also where it was interrupted."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -68,3 +71,8 @@ def test_an_image_is_shifted_by_at_most_four_pixels_and_mirrored_at_times():
 def test_a_data_set_that_does_not_fit_is_refused(digits):
     with pytest.raises(ValueError, match="does not take images of shape"):
         train(vgg_small(), digits, **RECIPE, seed=0, device=torch.device("cpu"))
+
+
+def test_augmentation_is_at_hand_in_a_process_that_has_not_imported_torchvision():
+    code = "from experiments.training import _augmentation; _augmentation()"
+    subprocess.run([sys.executable, "-c", code], check=True)

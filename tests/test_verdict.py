@@ -173,11 +173,22 @@ def test_a_tie_is_no_victory():
     assert tie == "does not hold (a tie with refit)"
 
 
-def test_a_method_that_never_keeps_the_drop_is_the_larger_one():
+def test_a_method_that_never_keeps_the_drop_is_larger_than_it_was_measured():
     never = (1.5, 2.0, 3.0, 4.0)
     rival = curve("nettrim", LARGE)
     assert judged(WEIGHTS, curve("ddlr", SMALL, drops=never), rival) == "does not hold"
-    assert judged(WEIGHTS, curve("ddlr", LARGE), curve("nettrim", SMALL, drops=never)) == "holds"
+    # All that is known of these rivals is that they need more than SMALL, and more than LARGE.
+    beaten_by_none = curve("nettrim", SMALL, drops=never)
+    assert judged(WEIGHTS, curve("ddlr", LARGE), beaten_by_none) == "does not hold"
+    beaten = curve("nettrim", LARGE, drops=never)
+    assert judged(WEIGHTS, curve("ddlr", SMALL), beaten) == "holds"
+
+    drop = verdict.EQUAL_DROPS[0]
+    word, cell = verdict.compare_sizes(curve("ddlr", LARGE), beaten_by_none, "kept_fraction", drop)
+    assert word == "undecided"
+    assert cell == "-; Net-Trim outside the grid in 3 of 3 seeds"
+    nothing = curve("ddlr", SMALL, drops=never)
+    assert verdict.compare_sizes(nothing, beaten, "kept_fraction", drop) == ("not measured", "-")
 
 
 def test_a_size_at_a_drop_lies_on_the_curve():
