@@ -69,6 +69,9 @@ def finetuned(run: DictConfig, cfg: DictConfig) -> dict:
     pruned = accuracy(whole, dataset.test)
     for name in names:
         _hold_zeros(compressed.get_submodule(name).weight)
+    for module in whole.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = cfg.dropout
     torch.manual_seed(run.seed)
     train(whole, dataset, **cfg.training, seed=run.seed, device=device)
     log.info("%s: fine-tuned", describe(run))
