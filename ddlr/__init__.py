@@ -7,7 +7,7 @@ from ddlr.compress import compress
 from ddlr.layers import LowRankLinear
 from ddlr.layerwise import CapturedLayers, capture_layers
 from ddlr.low_rank import solve_low_rank
-from ddlr.reduced_rank import refit_low_rank
+from ddlr.reduced_rank import lowest_rank, refit_low_rank
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,
@@ -31,6 +31,7 @@ __all__ = [
     "capture_layers",
     "certify",
     "compress",
+    "lowest_rank",
     "refit_low_rank",
     "solve_low_rank",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
 from ddlr.layerwise import REFITS, CapturedLayers, LayerProblem, LayerSolver, compress_layers
 from ddlr.low_rank import solve_low_rank
-from ddlr.reduced_rank import refit_low_rank
+from ddlr.reduced_rank import lowest_rank, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 
 
@@ -16,6 +16,7 @@ def compress(
     calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
     relative_tolerance: float,
+    method: str = "nuclear",
     constraint: str = "net_trim",
     refit: str = "none",
     order: str = "parallel",
@@ -30,9 +31,9 @@ def compress(
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network low-rank, without retraining.
 
-    Each `nn.Linear` is solved on its own, by `ddlr.solve_low_rank` with the bound
-    ``relative_tolerance * ||its output||_F``, and replaced by a `LowRankLinear`. A layer whose rank
-    does not save weights stays dense, as it was.
+    Each `nn.Linear` is solved on its own, by `ddlr.solve_low_rank` or `ddlr.lowest_rank` with the
+    bound ``relative_tolerance * ||its output||_F``, and replaced by a `LowRankLinear`. A layer
+    whose rank does not save weights stays dense, as it was.
 
     Parameters
     ----------
@@ -44,11 +45,15 @@ def compress(
     relative_tolerance : float
         Bound on the output error of each layer, relative to its output. 0 keeps every layer; 1
         or more makes every weight zero.
+    method : {"nuclear", "lowest_rank"}
+        "nuclear" is the convex program of DDLR, with a certificate; "lowest_rank" looks for the
+        lowest rank itself, see `ddlr.lowest_rank`.
     constraint : {"net_trim", "hinge"}
-        The output set, see `ddlr.solve_low_rank`.
+        The output set of "nuclear", see `ddlr.solve_low_rank`; "lowest_rank" keeps to "hinge".
     refit : {"none", "fixed"}
         "fixed" moves each solved weight, at its rank, to a smaller output error: the nuclear norm
-        finds the rank at the price of shrunken singular values. See `ddlr.refit_low_rank`.
+        finds the rank at the price of shrunken singular values, and the search for the lowest rank
+        ends as soon as the bound is met. See `ddlr.refit_low_rank`.
     order : {"parallel", "cascade"}
         "parallel" solves each layer on the original network's activations, and promises the bound
         for it. "cascade" solves it on those that the compressed layers before it give, towards the
@@ -59,7 +64,7 @@ def compress(
     activations : mapping of str to {"relu", "none"}, optional
         What follows a layer, where `ddlr.capture` should not find out by itself.
     tolerance, max_iterations
-        Of each solve, see `ddlr.solve_low_rank`.
+        Of each solve by "nuclear", see `ddlr.solve_low_rank`.
     raise_on_failure : bool
         Whether a solve that does not converge raises; otherwise its status is in the report.
     workers : int
@@ -86,10 +91,12 @@ def compress(
     Papadimitriou and Jain (2021), arXiv 2107.05787.
     """
     check_refit(refit)
-    options = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
-    solve = LayerSolver(
-        solve_low_rank, options, refit=_refit if refit == "fixed" else None, memory=memory
-    )
+    nuclear = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
+    solvers = {"nuclear": (solve_low_rank, nuclear), "lowest_rank": (lowest_rank, {})}
+    if method not in solvers:
+        raise ValueError(f"method is {method!r}; choose one of {tuple(solvers)}")
+    refit_weight = _refit if refit == "fixed" else None
+    solve = LayerSolver(*solvers[method], refit=refit_weight, memory=memory)
     return compress_layers(
         model,
         calibration,

@@ -111,9 +111,9 @@ class LayerSolver:
     Attributes
     ----------
     solver : callable
-        `ddlr.solve_low_rank` or `nettrim.solve_sparse`.
+        `ddlr.solve_low_rank`, `ddlr.lowest_rank` or `nettrim.solve_sparse`.
     options : dict
-        Keyword arguments for it; `constraint` among them.
+        Keyword arguments for it.
     refit : callable, optional
         (problem, solver result) to a better weight and bias of the same size.
     memory : callable, optional
@@ -132,7 +132,7 @@ class LayerSolver:
             "activation": problem.activation,
             "warm_start": WarmStart(problem.weight, problem.bias),
         }
-        if not problem.original_inputs:
+        if "constraint" in options and not problem.original_inputs:
             options["constraint"] = "hinge"
         arguments = (problem.inputs, problem.targets, problem.radius)
         try:

@@ -13,6 +13,7 @@ class SolverStatus(StrEnum):
     ITERATION_LIMIT = "iteration_limit"
     UNCHANGED = "unchanged"
     CLOSED_FORM = "closed_form"
+    FITTED = "fitted"
 
     @property
     def message(self) -> str:
@@ -21,12 +22,15 @@ class SolverStatus(StrEnum):
             SolverStatus.ITERATION_LIMIT: "the iteration limit was reached before the tolerance",
             SolverStatus.UNCHANGED: "nothing was solved: a tolerance of 0 keeps the layer",
             SolverStatus.CLOSED_FORM: "the weight is a closed form within the bound, not certified",
+            SolverStatus.FITTED: "the weight is within the bound; a smaller one may be, too",
         }[self]
 
 
 @dataclass(frozen=True)
 class SolverResult:
-    """A solved layer with its certificate. A closed form has none: its bound and gap are nan.
+    """A solved layer with its certificate; without one its bound and gap are nan.
+
+    So it is for closed forms, and for `ddlr.lowest_rank` of a layer that ReLU follows.
 
     Attributes
     ----------
@@ -36,7 +40,7 @@ class SolverResult:
     status : SolverStatus
     iterations : int
     objective : float
-        Norm of `weight`; its rank or number of nonzeros where that was minimised in closed form.
+        Norm of `weight`; its rank or number of nonzeros where that was minimised.
     lower_bound : float
         Proven lower bound on the optimal objective, from `dual`.
     relative_gap : float
@@ -45,8 +49,8 @@ class SolverResult:
     violation : float
         max(0, ||D||_F / radius - 1) of `weight` and `bias`, D the deviation from the output set.
     dual : Tensor, shape (samples, out_features)
-        Dual variable of the output constraint; `ddlr.certify` repairs and scales it. Empty for a
-        closed form.
+        Dual variable of the output constraint; `ddlr.certify` repairs and scales it. Empty where
+        no norm was minimised.
     seconds : float
     """
 
