@@ -15,7 +15,7 @@ def compress(
     model: nn.Module,
     calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
-    relative_tolerance: float,
+    relative_tolerance: float | Mapping[str, float],
     method: str = "nuclear",
     constraint: str = "net_trim",
     refit: str = "none",
@@ -42,9 +42,9 @@ def compress(
     calibration : Tensor, iterable of Tensor, or CapturedLayers
         Network inputs, or batches of them, without labels; or what `ddlr.capture_layers` made of
         them, where one network is compressed several times.
-    relative_tolerance : float
-        Bound on the output error of each layer, relative to its output. 0 keeps every layer; 1
-        or more makes every weight zero.
+    relative_tolerance : float, or mapping of layer name to float
+        Bound on the output error of each layer, relative to its output; the same for all, or one
+        for each. 0 keeps a layer; 1 or more makes its weight zero.
     method : {"nuclear", "lowest_rank"}
         "nuclear" is the convex program of DDLR, with a certificate; "lowest_rank" looks for the
         lowest rank itself, see `ddlr.lowest_rank`.

@@ -118,11 +118,40 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class GoalReport:
+    """How a network that was compressed to a goal meets it.
+
+    Attributes
+    ----------
+    name : str
+        The goal, as the keyword of `ddlr.compress`.
+    wanted, measured : float
+        In its units; measured on calibration or held-out samples, which the search has seen.
+    interval : tuple of float, optional
+        That holds 99 % of what other samples of as many would measure; of goals on held-out data.
+    met : bool
+    tried : int
+        Networks that were made and measured.
+    """
+
+    name: str
+    wanted: float
+    measured: float
+    interval: tuple[float, float] | None
+    met: bool
+    tried: int
+
+
+@dataclass(frozen=True)
 class CompressionResult:
-    """A compressed copy of a network, and a report on each of its compressed layers."""
+    """A compressed copy of a network, and a report on each of its compressed layers.
+
+    `goal` is there if the network was compressed to one.
+    """
 
     model: nn.Module
     layers: tuple[LayerReport, ...]
+    goal: GoalReport | None = None
 
 
 class ConvergenceError(RuntimeError):
