@@ -1,6 +1,7 @@
 """Data-driven low-rank compression of fully connected layers, with certified solves."""
 
 from ddlr.admm import CentredInputs, WarmStart
+from ddlr.allocate import compress_to_goal
 from ddlr.capture import capture
 from ddlr.certificate import Certificate, certify
 from ddlr.compress import compress
@@ -11,6 +12,7 @@ from ddlr.reduced_rank import lowest_rank, refit_low_rank
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,
+    GoalReport,
     LayerReport,
     SolverResult,
     SolverStatus,
@@ -22,6 +24,7 @@ __all__ = [
     "Certificate",
     "CompressionResult",
     "ConvergenceError",
+    "GoalReport",
     "LayerReport",
     "LowRankLinear",
     "SolverResult",
@@ -31,6 +34,7 @@ __all__ = [
     "capture_layers",
     "certify",
     "compress",
+    "compress_to_goal",
     "lowest_rank",
     "refit_low_rank",
     "solve_low_rank",

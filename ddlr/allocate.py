@@ -6,16 +6,17 @@ relative tolerance a layer.
 
 import copy
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddlr.layerwise import CapturedLayers, replace_layer
+from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, replace_layer
 from ddlr.result import CompressionResult, GoalReport
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a network is compressed to: one of `GOALS`, its value, and samples that measure it.
+    """What a network is compressed to, as in `compress_to_goal`, and samples that measure it.
 
     Attributes
     ----------
@@ -72,6 +73,100 @@ class Goal:
     wanted: float
     inputs: Tensor | None = None
     labels: Tensor | None = None
+
+
+def compress_to_goal(
+    compress: Compress,
+    model: nn.Module,
+    calibration: Tensor | Iterable[Tensor] | CapturedLayers,
+    *,
+    max_parameters: int | None = None,
+    kept_fraction: float | None = None,
+    max_output_error: float | None = None,
+    max_accuracy_drop: float | None = None,
+    min_agreement: float | None = None,
+    held_out: Tensor | tuple[Tensor, Tensor] | None = None,
+    order: str = "parallel",
+    tolerances: Sequence[float] = TOLERANCES,
+) -> CompressionResult:
+    """Compress a network to a goal, by any method that takes a relative tolerance for each layer.
+
+        prune = functools.partial(nettrim.prune, refit="fixed")
+        ddlr.compress_to_goal(prune, model, calibration, kept_fraction=0.1, order="cascade")
+
+    Each layer is compressed by itself at each of several tolerances, in parallel order, and what
+    that alone does to the network's outputs on the calibration inputs is measured. From these
+    curves come the allocations of tolerances to layers that no other beats, see `frontier`; on
+    these the goal is sought, by networks that are made and measured.
+
+    Parameters
+    ----------
+    compress : callable
+        As `ddlr.compress`: (model, captured layers, relative_tolerance=) to a result.
+    model, calibration
+        As for `ddlr.compress`.
+    max_parameters, kept_fraction : the best network with at most so many weights
+        In its layers that are compressed; as a number, or as a share of theirs.
+    max_output_error : the smallest network with at most this error
+        ||outputs - original outputs||_F / ||original outputs||_F on the calibration inputs.
+    max_accuracy_drop : the smallest network that loses at most so many points
+        Of accuracy, in per cent, on labelled held-out samples.
+    min_agreement : the smallest network that predicts the same on at least this share
+        Of held-out samples, between 0 and 1; they need no labels.
+    held_out : Tensor, or (Tensor, Tensor)
+        Network inputs, and their classes, that are not among those of `calibration`.
+    order : {"parallel", "cascade"}
+        Of the networks that are made; where it is "cascade", `compress` is called with it.
+    tolerances : sequence of float
+        Those a layer is tried at.
+
+    Returns
+    -------
+    CompressionResult
+        Its `goal` says what was measured, and whether the goal is met.
+
+    Raises
+    ------
+    ValueError
+        If not exactly one goal is given, or one is not usable; names it.
+    """
+    goal = chosen_goal(
+        {
+            "max_parameters": max_parameters,
+            "kept_fraction": kept_fraction,
+            "max_output_error": max_output_error,
+            "max_accuracy_drop": max_accuracy_drop,
+            "min_agreement": min_agreement,
+        },
+        held_out,
+    )
+    if not isinstance(calibration, CapturedLayers):
+        calibration = capture_layers(model, calibration)
+    options = layer_options(compress, model, calibration, tolerances)
+    if order != "parallel":
+        compress = functools.partial(compress, order=order)
+    return reach(goal, compress, model, calibration, frontier(options))
+
+
+def chosen_goal(
+    goals: Mapping[str, float | None], held_out: Tensor | tuple[Tensor, Tensor] | None
+) -> Goal:
+    """The one goal that is given, after a check of its value and of the samples it needs."""
+    given = {name: wanted for name, wanted in goals.items() if wanted is not None}
+    if len(given) != 1:
+        raise ValueError(f"give one goal of {tuple(goals)}; given are {tuple(given)}")
+    [(name, wanted)] = given.items()
+    highest = 1 if name in ("kept_fraction", "min_agreement") else math.inf
+    if not 0 <= wanted <= highest:
+        raise ValueError(f"{name} is {wanted!r}; it must be between 0 and {highest}")
+    inputs, labels = held_out if isinstance(held_out, tuple) else (held_out, None)
+    if name in ("max_accuracy_drop", "min_agreement") and inputs is None:
+        raise ValueError(f"{name} is measured on held-out samples; give them as held_out")
+    if name == "max_accuracy_drop" and labels is None:
+        raise ValueError("max_accuracy_drop needs labels: held_out must be (inputs, labels)")
+    if labels is not None and len(labels) != len(inputs):
+        raise ValueError(f"held_out has {len(inputs)} inputs, but {len(labels)} labels")
+    return Goal(name, wanted, inputs, labels)
 
 
 def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
@@ -171,13 +266,13 @@ def reach(
             tried[index] = result, measure(result)
         return tried[index][1].met
 
-    if goal.name == "max_parameters":
+    budget = _budget(goal, captured)
+    if budget is not None:
         # In cascade the sizes are not quite those that were allocated.
-        index = max(
-            (i for i, each in enumerate(allocations) if each.parameters <= goal.wanted), default=0
-        )
-        while not met(index) and index > 0:
+        index = sum(each.parameters <= budget for each in allocations) - 1
+        while not met(max(index, 0)) and index > 0:
             index -= 1
+        index = max(index, 0)
     else:
         low, index = -1, len(allocations) - 1
         met(index)  # the largest: nothing is compressed
@@ -199,11 +294,13 @@ def _measure(
     def report(measured: float, met: bool, interval: tuple[float, float] | None = None):
         return GoalReport(goal.name, goal.wanted, measured, interval, met, 1)
 
-    if goal.name == "max_parameters":
+    budget = _budget(goal, captured)
+    if budget is not None:
 
         def measure(result: CompressionResult) -> GoalReport:
             kept = sum(layer.parameters_kept for layer in result.layers)
-            return report(kept, kept <= goal.wanted)
+            share = kept / _dense(captured) if goal.name == "kept_fraction" else kept
+            return report(share, kept <= budget)
 
     elif goal.name == "max_output_error":
         wanted = outputs_of(model, captured.batches)
@@ -232,6 +329,17 @@ def _measure(
     return measure
 
 
+def _budget(goal: Goal, captured: CapturedLayers) -> int | None:
+    """The weights that a goal allows, if it is one of size."""
+    if goal.name == "kept_fraction":
+        return math.floor(goal.wanted * _dense(captured))
+    return math.floor(goal.wanted) if goal.name == "max_parameters" else None
+
+
+def _dense(captured: CapturedLayers) -> int:
+    return sum(layer.weight.numel() for layer in captured.layers)
+
+
 def _wilson_interval(share: float, samples: int) -> tuple[float, float]:
     """Of a proportion (Wilson 1927); sensible also where the share is 0 or 1."""
     square = _NORMAL_QUANTILE**2
@@ -239,6 +347,29 @@ def _wilson_interval(share: float, samples: int) -> tuple[float, float]:
     spread = share * (1 - share) / samples + square / (4 * samples**2)
     margin = _NORMAL_QUANTILE * math.sqrt(spread) / (1 + square / samples)
     return middle - margin, middle + margin
+
+
+def remember_layers(captured: CapturedLayers) -> Callable:
+    """A memory for `ddlr.layerwise.LayerSolver`, of solves on the original network's activations.
+
+    Those on the inputs that compressed layers give are not kept: they do not come again.
+    """
+    known = {id(layer.live_inputs) for layer in captured.layers}
+    kept = {}
+
+    def memory(compute: Callable, *arguments, **options):
+        if isinstance(arguments[1], LayerProblem):
+            inputs, radius = arguments[1].inputs, arguments[1].radius
+        else:
+            inputs, radius = arguments[0], arguments[2]
+        key = (compute, id(inputs), radius)
+        if id(inputs) not in known:
+            return compute(*arguments, **options)
+        if key not in kept:
+            kept[key] = compute(*arguments, **options)
+        return kept[key]
+
+    return memory
 
 
 @torch.no_grad()

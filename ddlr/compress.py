@@ -1,11 +1,20 @@
 """DDLR for whole networks: network in, compressed copy and reports out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
+from ddlr.allocate import compress_to_goal, remember_layers
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
-from ddlr.layerwise import REFITS, CapturedLayers, LayerProblem, LayerSolver, compress_layers
+from ddlr.layerwise import (
+    REFITS,
+    CapturedLayers,
+    LayerProblem,
+    LayerSolver,
+    capture_layers,
+    compress_layers,
+)
 from ddlr.low_rank import solve_low_rank
 from ddlr.reduced_rank import lowest_rank, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
@@ -15,7 +24,13 @@ def compress(
     model: nn.Module,
     calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
-    relative_tolerance: float | Mapping[str, float],
+    relative_tolerance: float | Mapping[str, float] | None = None,
+    max_parameters: int | None = None,
+    kept_fraction: float | None = None,
+    max_output_error: float | None = None,
+    max_accuracy_drop: float | None = None,
+    min_agreement: float | None = None,
+    held_out: Tensor | tuple[Tensor, Tensor] | None = None,
     method: str = "nuclear",
     constraint: str = "net_trim",
     refit: str = "none",
@@ -45,6 +60,11 @@ def compress(
     relative_tolerance : float, or mapping of layer name to float
         Bound on the output error of each layer, relative to its output; the same for all, or one
         for each. 0 keeps a layer; 1 or more makes its weight zero.
+    max_parameters, kept_fraction, max_output_error, max_accuracy_drop, min_agreement
+        In place of the tolerance a goal for the network, for which each layer gets its own: see
+        `ddlr.compress_to_goal`, and `CompressionResult.goal` for how it is met.
+    held_out : Tensor, or (Tensor, Tensor)
+        For the last two goals: network inputs other than `calibration`, and their classes.
     method : {"nuclear", "lowest_rank"}
         "nuclear" is the convex program of DDLR, with a certificate; "lowest_rank" looks for the
         lowest rank itself, see `ddlr.lowest_rank`.
@@ -70,7 +90,7 @@ def compress(
     workers : int
         Processes that solve layers side by side, by joblib; they share this process's threads.
     on_layer : callable, optional
-        Is called with each `LayerReport` as soon as it is there.
+        Is called with each `LayerReport` as soon as it is there; not with a goal.
     memory : callable, optional
         For keeping solves between calls, see `ddlr.layerwise.LayerSolver`.
 
@@ -90,6 +110,35 @@ def compress(
     ----------
     Papadimitriou and Jain (2021), arXiv 2107.05787.
     """
+    goals = {
+        "max_parameters": max_parameters,
+        "kept_fraction": kept_fraction,
+        "max_output_error": max_output_error,
+        "max_accuracy_drop": max_accuracy_drop,
+        "min_agreement": min_agreement,
+    }
+    if any(wanted is not None for wanted in goals.values()):
+        if relative_tolerance is not None:
+            raise ValueError("give a relative_tolerance or a goal, not both")
+        if not isinstance(calibration, CapturedLayers):
+            calibration = capture_layers(model, calibration, layers=layers, activations=activations)
+        to_tolerances = partial(
+            compress,
+            method=method,
+            constraint=constraint,
+            refit=refit,
+            layers=layers,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            raise_on_failure=raise_on_failure,
+            workers=workers,
+            memory=memory or remember_layers(calibration),
+        )
+        return compress_to_goal(
+            to_tolerances, model, calibration, **goals, held_out=held_out, order=order
+        )
+    if relative_tolerance is None:
+        raise ValueError(f"give a relative_tolerance, or one goal of {tuple(goals)}")
     check_refit(refit)
     nuclear = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
     solvers = {"nuclear": (solve_low_rank, nuclear), "lowest_rank": (lowest_rank, {})}
