@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddlr.capture import outputs_of
 from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, replace_layer
 from ddlr.result import CompressionResult, GoalReport
 
@@ -370,17 +371,6 @@ def remember_layers(captured: CapturedLayers) -> Callable:
         return kept[key]
 
     return memory
-
-
-@torch.no_grad()
-def outputs_of(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    """Outputs of a network in evaluation mode, all batches in one."""
-    mode = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    outputs = torch.cat([model(batch.to(device)) for batch in batches])
-    model.train(mode)
-    return outputs.flatten(1).float()
 
 
 def divergence(original: Tensor, outputs: Tensor) -> float:

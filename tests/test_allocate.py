@@ -9,7 +9,8 @@ from torch import nn
 
 import ddlr
 import nettrim
-from ddlr.allocate import Goal, Option, divergence, frontier, layer_options, outputs_of, reach
+from ddlr.allocate import Goal, Option, divergence, frontier, layer_options, reach
+from ddlr.capture import outputs_of
 from experiments.baselines import svd
 from experiments.metrics import accuracy
 from experiments.networks import mlp_digits
