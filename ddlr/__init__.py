@@ -1,16 +1,19 @@
 """Data-driven low-rank compression of fully connected layers, with certified solves."""
 
 from ddlr.admm import CentredInputs, WarmStart
+from ddlr.allocate import compress_to_goal
 from ddlr.capture import capture
 from ddlr.certificate import Certificate, certify
 from ddlr.compress import compress
 from ddlr.layers import LowRankLinear
 from ddlr.layerwise import CapturedLayers, capture_layers
 from ddlr.low_rank import solve_low_rank
-from ddlr.reduced_rank import refit_low_rank
+from ddlr.network_refit import refit_network
+from ddlr.reduced_rank import lowest_rank, refit_low_rank
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,
+    GoalReport,
     LayerReport,
     SolverResult,
     SolverStatus,
@@ -22,6 +25,7 @@ __all__ = [
     "Certificate",
     "CompressionResult",
     "ConvergenceError",
+    "GoalReport",
     "LayerReport",
     "LowRankLinear",
     "SolverResult",
@@ -31,6 +35,9 @@ __all__ = [
     "capture_layers",
     "certify",
     "compress",
+    "compress_to_goal",
+    "lowest_rank",
     "refit_low_rank",
+    "refit_network",
     "solve_low_rank",
 ]

@@ -206,7 +206,7 @@ def minimise_norm(
     inputs = geometry.inputs
     check_problem(inputs, outputs.targets, tolerance, max_iterations)
     if warm_start is not None:
-        _check_warm_start(warm_start, inputs, outputs.targets)
+        check_warm_start(warm_start, inputs, outputs.targets)
 
     problem = (inputs, outputs.targets, outputs.radius)
     options = {"activation": outputs.activation, "constraint": outputs.constraint}
@@ -466,7 +466,7 @@ def check_problem(inputs: Tensor, targets: Tensor, tolerance: float, max_iterati
         raise ValueError(f"max_iterations is {max_iterations}; it must be at least 1")
 
 
-def _check_warm_start(start: WarmStart | SolverResult, inputs: Tensor, targets: Tensor) -> None:
+def check_warm_start(start: WarmStart | SolverResult, inputs: Tensor, targets: Tensor) -> None:
     wanted = {
         "weight": (targets.shape[1], inputs.shape[1]),
         "bias": (targets.shape[1],),

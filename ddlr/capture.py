@@ -117,6 +117,18 @@ def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, LayerR
             handle.remove()
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Have a model in evaluation mode, and its modules in their own modes again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield next(model.parameters()).device
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def run_batches(model: nn.Module, batches) -> None:
     """Pass batches of network inputs through a model in evaluation mode, on its device.
@@ -128,11 +140,8 @@ def run_batches(model: nn.Module, batches) -> None:
     TypeError
         If a batch is not a tensor.
     """
-    modes = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
-    model.eval()
     count = 0
-    try:
+    with evaluating(model) as device:
         for batch in batches:
             if not isinstance(batch, Tensor):
                 raise TypeError(
@@ -142,8 +151,12 @@ def run_batches(model: nn.Module, batches) -> None:
             count += len(batch)
             if len(batch):
                 model(batch.to(device))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if count == 0:
         raise ValueError("the calibration set is empty; it must have at least one sample")
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    """Outputs of a network in evaluation mode, all batches in one, shape (samples, outputs)."""
+    with evaluating(model) as device:
+        return torch.cat([model(batch.to(device)) for batch in batches]).flatten(1).float()

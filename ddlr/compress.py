@@ -1,13 +1,22 @@
 """DDLR for whole networks: network in, compressed copy and reports out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
+from ddlr.allocate import compress_to_goal, remember_layers
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
-from ddlr.layerwise import REFITS, CapturedLayers, LayerProblem, LayerSolver, compress_layers
+from ddlr.layerwise import (
+    REFITS,
+    CapturedLayers,
+    LayerProblem,
+    LayerSolver,
+    capture_layers,
+    compress_layers,
+)
 from ddlr.low_rank import solve_low_rank
-from ddlr.reduced_rank import refit_low_rank
+from ddlr.reduced_rank import lowest_rank, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 
 
@@ -15,7 +24,14 @@ def compress(
     model: nn.Module,
     calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
-    relative_tolerance: float,
+    relative_tolerance: float | Mapping[str, float] | None = None,
+    max_parameters: int | None = None,
+    kept_fraction: float | None = None,
+    max_output_error: float | None = None,
+    max_accuracy_drop: float | None = None,
+    min_agreement: float | None = None,
+    held_out: Tensor | tuple[Tensor, Tensor] | None = None,
+    method: str = "nuclear",
     constraint: str = "net_trim",
     refit: str = "none",
     order: str = "parallel",
@@ -30,9 +46,9 @@ def compress(
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network low-rank, without retraining.
 
-    Each `nn.Linear` is solved on its own, by `ddlr.solve_low_rank` with the bound
-    ``relative_tolerance * ||its output||_F``, and replaced by a `LowRankLinear`. A layer whose rank
-    does not save weights stays dense, as it was.
+    Each `nn.Linear` is solved on its own, by `ddlr.solve_low_rank` or `ddlr.lowest_rank` with the
+    bound ``relative_tolerance * ||its output||_F``, and replaced by a `LowRankLinear`. A layer
+    whose rank does not save weights stays dense, as it was.
 
     Parameters
     ----------
@@ -41,14 +57,23 @@ def compress(
     calibration : Tensor, iterable of Tensor, or CapturedLayers
         Network inputs, or batches of them, without labels; or what `ddlr.capture_layers` made of
         them, where one network is compressed several times.
-    relative_tolerance : float
-        Bound on the output error of each layer, relative to its output. 0 keeps every layer; 1
-        or more makes every weight zero.
+    relative_tolerance : float, or mapping of layer name to float
+        Bound on the output error of each layer, relative to its output; the same for all, or one
+        for each. 0 keeps a layer; 1 or more makes its weight zero.
+    max_parameters, kept_fraction, max_output_error, max_accuracy_drop, min_agreement
+        In place of the tolerance a goal for the network, for which each layer gets its own: see
+        `ddlr.compress_to_goal`, and `CompressionResult.goal` for how it is met.
+    held_out : Tensor, or (Tensor, Tensor)
+        For the last two goals: network inputs other than `calibration`, and their classes.
+    method : {"nuclear", "lowest_rank"}
+        "nuclear" is the convex program of DDLR, with a certificate; "lowest_rank" looks for the
+        lowest rank itself, see `ddlr.lowest_rank`.
     constraint : {"net_trim", "hinge"}
-        The output set, see `ddlr.solve_low_rank`.
+        The output set of "nuclear", see `ddlr.solve_low_rank`; "lowest_rank" keeps to "hinge".
     refit : {"none", "fixed"}
         "fixed" moves each solved weight, at its rank, to a smaller output error: the nuclear norm
-        finds the rank at the price of shrunken singular values. See `ddlr.refit_low_rank`.
+        finds the rank at the price of shrunken singular values, and the search for the lowest rank
+        ends as soon as the bound is met. See `ddlr.refit_low_rank`.
     order : {"parallel", "cascade"}
         "parallel" solves each layer on the original network's activations, and promises the bound
         for it. "cascade" solves it on those that the compressed layers before it give, towards the
@@ -59,13 +84,13 @@ def compress(
     activations : mapping of str to {"relu", "none"}, optional
         What follows a layer, where `ddlr.capture` should not find out by itself.
     tolerance, max_iterations
-        Of each solve, see `ddlr.solve_low_rank`.
+        Of each solve by "nuclear", see `ddlr.solve_low_rank`.
     raise_on_failure : bool
         Whether a solve that does not converge raises; otherwise its status is in the report.
     workers : int
         Processes that solve layers side by side, by joblib; they share this process's threads.
     on_layer : callable, optional
-        Is called with each `LayerReport` as soon as it is there.
+        Is called with each `LayerReport` as soon as it is there; not with a goal.
     memory : callable, optional
         For keeping solves between calls, see `ddlr.layerwise.LayerSolver`.
 
@@ -85,11 +110,42 @@ def compress(
     ----------
     Papadimitriou and Jain (2021), arXiv 2107.05787.
     """
+    goals = {
+        "max_parameters": max_parameters,
+        "kept_fraction": kept_fraction,
+        "max_output_error": max_output_error,
+        "max_accuracy_drop": max_accuracy_drop,
+        "min_agreement": min_agreement,
+    }
+    if any(wanted is not None for wanted in goals.values()):
+        if relative_tolerance is not None:
+            raise ValueError("give a relative_tolerance or a goal, not both")
+        if not isinstance(calibration, CapturedLayers):
+            calibration = capture_layers(model, calibration, layers=layers, activations=activations)
+        to_tolerances = partial(
+            compress,
+            method=method,
+            constraint=constraint,
+            refit=refit,
+            layers=layers,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            raise_on_failure=raise_on_failure,
+            workers=workers,
+            memory=memory or remember_layers(calibration),
+        )
+        return compress_to_goal(
+            to_tolerances, model, calibration, **goals, held_out=held_out, order=order
+        )
+    if relative_tolerance is None:
+        raise ValueError(f"give a relative_tolerance, or one goal of {tuple(goals)}")
     check_refit(refit)
-    options = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
-    solve = LayerSolver(
-        solve_low_rank, options, refit=_refit if refit == "fixed" else None, memory=memory
-    )
+    nuclear = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
+    solvers = {"nuclear": (solve_low_rank, nuclear), "lowest_rank": (lowest_rank, {})}
+    if method not in solvers:
+        raise ValueError(f"method is {method!r}; choose one of {tuple(solvers)}")
+    refit_weight = _refit if refit == "fixed" else None
+    solve = LayerSolver(*solvers[method], refit=refit_weight, memory=memory)
     return compress_layers(
         model,
         calibration,

@@ -11,6 +11,7 @@ Both imply ||relu(A) - Y||_F <= radius; `net_trim` is the smaller set (Aghasi et
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,20 @@ class OutputSet:
         """Euclidean projection on the set."""
         keep = self.kept_share(self.bounded_square(outputs))
         return outputs - self.displacement(outputs, keep)
+
+    @cached_property
+    def _floor(self) -> Tensor:
+        """The lowest outputs that reproduce the targets; the highest are the targets."""
+        if self.activation == "none":
+            return self.targets
+        return self.targets.masked_fill(self.targets == 0, -math.inf)
+
+    def nearest(self, outputs: Tensor, rows: slice = ALL_ROWS, out: Tensor | None = None) -> Tensor:
+        """What is nearest to `outputs`, of the samples `rows`, and reproduces the targets.
+
+        These are the outputs less their deviation, in one pass.
+        """
+        return torch.clamp(outputs, self._floor[rows], self.targets[rows], out=out)
 
     def bounded_square(self, outputs: Tensor, rows: slice = ALL_ROWS) -> Tensor:
         """Squared norm of that part of the deviation which the radius bounds.

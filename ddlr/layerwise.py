@@ -111,9 +111,9 @@ class LayerSolver:
     Attributes
     ----------
     solver : callable
-        `ddlr.solve_low_rank` or `nettrim.solve_sparse`.
+        `ddlr.solve_low_rank`, `ddlr.lowest_rank` or `nettrim.solve_sparse`.
     options : dict
-        Keyword arguments for it; `constraint` among them.
+        Keyword arguments for it.
     refit : callable, optional
         (problem, solver result) to a better weight and bias of the same size.
     memory : callable, optional
@@ -132,7 +132,7 @@ class LayerSolver:
             "activation": problem.activation,
             "warm_start": WarmStart(problem.weight, problem.bias),
         }
-        if not problem.original_inputs:
+        if "constraint" in options and not problem.original_inputs:
             options["constraint"] = "hinge"
         arguments = (problem.inputs, problem.targets, problem.radius)
         try:
@@ -190,7 +190,7 @@ def compress_layers(
     model: nn.Module,
     calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
-    relative_tolerance: float,
+    relative_tolerance: float | Mapping[str, float],
     solve: Callable[[LayerProblem], SolverResult],
     store: Callable[[Tensor, Tensor], nn.Module | None],
     layers: Sequence[str] | None = None,
@@ -208,7 +208,7 @@ def compress_layers(
     that its original weights make on those inputs (Aghasi et al. 2020, arXiv 1806.06457).
 
     Inputs and outputs that are zero on every calibration sample are removed before a layer is
-    solved: their weights become 0. A relative tolerance of 0 keeps the layers as they are.
+    solved: their weights become 0. A relative tolerance of 0 keeps a layer as it is.
 
     Parameters
     ----------
@@ -216,8 +216,9 @@ def compress_layers(
         Is left untouched.
     calibration : Tensor, iterable of Tensor, or CapturedLayers
         Network inputs, or batches of them, or what `capture_layers` made of them.
-    relative_tolerance : float
-        Bound on each layer's output error, relative to the Frobenius norm of its output.
+    relative_tolerance : float, or mapping of layer name to float
+        Bound on each layer's output error, relative to the Frobenius norm of its output; a mapping
+        has one for each layer.
     solve : callable
         The method: layer problem to solver result.
     store : callable
@@ -246,10 +247,6 @@ def compress_layers(
     ImportError
         If `workers` is more than 1 and joblib is not installed.
     """
-    if not (isinstance(relative_tolerance, int | float) and relative_tolerance >= 0):
-        raise ValueError(
-            f"relative_tolerance is {relative_tolerance!r}; it must be a number from 0 upwards"
-        )
     if not (isinstance(workers, int) and workers >= 1):
         raise ValueError(f"workers is {workers!r}; it must be a whole number from 1 upwards")
     if order not in ORDERS:
@@ -261,19 +258,20 @@ def compress_layers(
         )
     if isinstance(calibration, CapturedLayers):
         batches = calibration.batches
-        captured = iter(_select(model, calibration, layers, activations))
+        selected = _select(model, calibration, layers, activations)
+        tolerances = _tolerances(relative_tolerance, [layer.name for layer in selected])
+        captured = iter(selected)
     else:
+        tolerances = _tolerances(relative_tolerance, _linear_layers(model, layers))
         batches = _batches(calibration) if order == "cascade" else calibration
         captured = _capture(model, batches, layers, activations)
 
     compressed = copy.deepcopy(model)
     reports = []
     if order == "parallel":
-        solutions = _solve_all(captured, relative_tolerance, solve, workers)
+        solutions = _solve_all(captured, tolerances, solve, workers)
     else:
-        solutions = _solve_in_cascade(
-            captured, relative_tolerance, solve, lambda: compressed, batches
-        )
+        solutions = _solve_in_cascade(captured, tolerances, solve, lambda: compressed, batches)
     for layer, bound, solved in solutions:
         if isinstance(solved, ConvergenceError):
             if raise_on_failure:
@@ -283,7 +281,7 @@ def compress_layers(
         original = compressed.get_submodule(layer.name)
         replacement = _stored(original, layer, solved, store)
         report = _report(replacement, layer, bound, solved)
-        compressed = _replace(compressed, layer.name, replacement)
+        compressed = replace_layer(compressed, layer.name, replacement)
         reports.append(report)
         log.info(
             "%s: %s, %d of %d weights, error %.4f, gap %.1e, violation %.1e, %d iterations, %.1f s",
@@ -294,6 +292,27 @@ def compress_layers(
         if on_layer is not None:
             on_layer(report)
     return CompressionResult(compressed, tuple(reports))
+
+
+def _tolerances(
+    relative_tolerance: float | Mapping[str, float], names: Sequence[str]
+) -> dict[str, float]:
+    """The bound of each layer by its name."""
+    if not isinstance(relative_tolerance, Mapping):
+        given = {"relative_tolerance": relative_tolerance}
+        tolerances = dict.fromkeys(names, relative_tolerance)
+    else:
+        given = {f"relative_tolerance[{name!r}]": x for name, x in relative_tolerance.items()}
+        tolerances = relative_tolerance
+    if set(tolerances) != set(names):
+        raise ValueError(
+            f"relative_tolerance is for {sorted(tolerances)}; it must have a number for each of "
+            f"the layers {list(names)}"
+        )
+    for what, value in given.items():
+        if not (isinstance(value, int | float) and value >= 0):
+            raise ValueError(f"{what} is {value!r}; it must be a number from 0 upwards")
+    return {name: float(tolerances[name]) for name in names}
 
 
 def _batches(calibration: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -373,7 +392,7 @@ def _select(
 
 def _solve_all(
     captured: Iterator[CapturedLayer],
-    relative_tolerance: float,
+    tolerances: Mapping[str, float],
     solve: Callable[[LayerProblem], SolverResult],
     workers: int,
 ) -> Iterator[tuple[CapturedLayer, float, SolverResult | ConvergenceError | None]]:
@@ -381,11 +400,10 @@ def _solve_all(
 
     An error that carries an unfinished result stands in for it; None, for a layer left as it is.
     """
-    if workers == 1 or relative_tolerance == 0:
+    if workers == 1 or not any(tolerances.values()):
         for layer in captured:
-            problem = _problem(layer, relative_tolerance)
-            solved = _solve(problem, solve) if relative_tolerance else None
-            yield layer, relative_tolerance, solved
+            bound = tolerances[layer.name]
+            yield layer, bound, _solve(_problem(layer, bound), solve) if bound else None
         return
     try:
         import joblib
@@ -396,29 +414,35 @@ def _solve_all(
     layers = list(captured)
     threads = max(1, torch.get_num_threads() // workers)
     solutions = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator")(
-        joblib.delayed(_solve_in_worker)(_problem(layer, relative_tolerance), solve, threads)
+        joblib.delayed(_solve_in_worker)(_problem(layer, tolerances[layer.name]), solve, threads)
         for layer in layers
+        if tolerances[layer.name]
     )
-    for layer, solved in zip(layers, solutions, strict=True):
-        yield layer, relative_tolerance, solved
+    for layer in layers:
+        bound = tolerances[layer.name]
+        yield layer, bound, next(solutions) if bound else None
 
 
 def _solve_in_cascade(
     captured: Iterator[CapturedLayer],
-    relative_tolerance: float,
+    tolerances: Mapping[str, float],
     solve: Callable[[LayerProblem], SolverResult],
     compressed_so_far: Callable[[], nn.Module],
     batches: Iterable[Tensor],
 ) -> Iterator[tuple[CapturedLayer, float, SolverResult | ConvergenceError | None]]:
     """As `_solve_all`, each layer on the inputs that the compressed layers before it give."""
-    for index, layer in enumerate(captured):
-        bound = relative_tolerance
-        if index and relative_tolerance:
+    original_inputs = True
+    for layer in captured:
+        bound = tolerances[layer.name]
+        if not bound:
+            yield layer, bound, None
+            continue
+        if not original_inputs:
             layer = _with_inputs_of(compressed_so_far(), layer, batches)
             bound = max(bound, _CASCADE_SLACK * _error_of_original(layer))
-        problem = _problem(layer, bound)
-        problem = dataclasses.replace(problem, original_inputs=index == 0)
-        yield layer, bound, _solve(problem, solve) if relative_tolerance else None
+        problem = dataclasses.replace(_problem(layer, bound), original_inputs=original_inputs)
+        yield layer, bound, _solve(problem, solve)
+        original_inputs = False
 
 
 def _with_inputs_of(
@@ -572,7 +596,7 @@ def _embed(block: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor
     return full
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     if not name:
         return layer
     parent, _, child = name.rpartition(".")

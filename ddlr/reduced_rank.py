@@ -1,15 +1,23 @@
-"""ReLU-aware reduced-rank regression: the best weight of a given rank, by error instead of norm."""
+"""ReLU-aware reduced-rank regression: the best weight of a rank, and the lowest rank itself."""
+
+import dataclasses
+import math
+import time
 
 import torch
 from torch import Tensor
 
-from ddlr.admm import CentredInputs
+from ddlr.admm import CentredInputs, WarmStart, check_problem, check_warm_start
 from ddlr.constraints import OutputSet, row_blocks
+from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 
 # Of the mean eigenvalue of the Gram matrix: holds back directions that the data hardly show.
 RIDGE = 1e-2
 _ITERATIONS_A_CHECK = 10
+_ITERATIONS_A_LOOK = 5
 _ROWS_AT_ONCE = 512
+_FIRST_GUESS = 0.85  # of the closed form's rank
+_VIOLATION = 1e-3
 
 
 @torch.no_grad()
@@ -59,80 +67,359 @@ def refit_low_rank(
     Izenman (1975) for reduced-rank regression; Nesterov (1983), O'Donoghue and Candes (2015) for
     the extrapolation and its restart.
     """
-    geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
-    fit = _Fit(geometry, OutputSet(targets, 0.0, activation, "hinge"), weight, bias, rank)
-    previous = fit.loss
-    for iteration in range(1, max_iterations + 1):
-        fit.step()
-        if iteration % _ITERATIONS_A_CHECK == 0:
-            if previous - fit.loss <= tolerance * fit.loss:
-                break
-            previous = fit.loss
+    white = _Whitened(inputs)
+    left, right = _truncate(white.enter(weight), rank)
+    outputs = OutputSet(targets, 0.0, activation, "hinge")
+    fit = _Fit(white, outputs, left @ right.T, left, right, bias + weight @ white.mean)
+    fit.descend(tolerance, max_iterations)
     return fit.answer()
 
 
-class _Fit:
-    """The state of the loop: factors, outputs and loss, and the outputs of the step before.
+@torch.no_grad()
+def lowest_rank(
+    inputs: Tensor | CentredInputs,
+    targets: Tensor,
+    radius: float,
+    *,
+    activation: str = "relu",
+    max_iterations: int = 50,
+    warm_start: WarmStart | SolverResult | None = None,
+) -> SolverResult:
+    """Find the lowest rank of a layer whose outputs stay within the radius of the targets.
 
-    In whitened inputs Q = Xc V (values + ridge)^-1/2 the weight is L Rt, R with orthonormal
-    columns; the ridge then enters as if samples had been added, and `anchor` is their targets.
+        minimise rank(W)   subject to ||D||_F <= radius,   over W and b
+
+    D is the deviation of A = X Wt + 1 bt from the targets as in the hinge set: A - Y where Y > 0,
+    max(A, 0) elsewhere, so that ||relu(A) - Y||_F <= radius.
+
+    Without an activation this is reduced-rank regression: one truncated singular value
+    decomposition gives the answer, and the rank is proven to be the lowest. With ReLU each rank
+    that is tried is fitted as in `refit_low_rank`, towards the smallest error found at that rank;
+    the returned rank is within the radius, and the next lower one was not, which proves nothing:
+    the problem is not convex. The search begins at the rank of the closed form for the
+    pre-activations (the activation-aware SVD), which is within the radius by itself and so bounds
+    the answer; fits begin at the truncation of the best one so far.
+
+    Parameters
+    ----------
+    inputs : Tensor, shape (samples, in_features), or CentredInputs of one
+        The number of samples may be below that of features; dead and dependent inputs are
+        recognised by eigenvalues below rounding.
+    targets : Tensor, shape (samples, out_features)
+        Output of the original layer, after its activation.
+    radius : float
+        Bound on the Frobenius norm of the deviation, in the units of the targets.
+    activation : {"relu", "none"}
+    max_iterations : int
+        Of the fit of one rank.
+    warm_start : WarmStart or SolverResult, optional
+        Weight and bias of the original layer. With ReLU the fits begin from their outputs, and stay
+        near the weight in directions that the data hardly show; without it they begin from the
+        targets, and nothing holds them there.
+
+    Returns
+    -------
+    SolverResult
+        `objective` is the rank. Without an activation `lower_bound` is the same; with ReLU it and
+        `relative_gap` are nan, and the status is "fitted".
+
+    Raises
+    ------
+    ValueError
+        If an argument makes no problem; names the argument and value.
+    ConvergenceError
+        If not even full rank is within the radius; carries the best fit.
+
+    References
+    ----------
+    Izenman (1975); see `refit_low_rank`.
+    """
+    started = time.perf_counter()
+    exact = activation == "none"
+    white = _Whitened(inputs, 0.0 if exact or warm_start is None else RIDGE)
+    plain = white.geometry.inputs
+    check_problem(plain, targets, tolerance=1.0, max_iterations=max_iterations)
+    outputs = OutputSet(targets, radius, activation, "hinge")
+    if warm_start is not None:
+        check_warm_start(warm_start, plain, targets)
+    search = _Search(white, outputs, warm_start, max_iterations)
+    fit = search.closed_form if exact else search.lowest()
+    (weight, bias), rank = fit.answer(), fit.rank
+    result = SolverResult(
+        weight=weight,
+        bias=bias,
+        status=SolverStatus.CONVERGED if exact else SolverStatus.FITTED,
+        iterations=search.iterations,
+        objective=float(rank),
+        lower_bound=float(rank) if exact else math.nan,
+        relative_gap=0.0 if exact else math.nan,
+        violation=outputs.violation(torch.addmm(bias, plain, weight.T)),
+        dual=weight.new_empty(0),
+        seconds=time.perf_counter() - started,
+    )
+    if result.violation > _VIOLATION:
+        raise ConvergenceError(
+            f"no rank is within the radius of {radius:g}: at rank {rank} the error is "
+            f"{1 + result.violation:.4g} times that",
+            dataclasses.replace(result, status=SolverStatus.ITERATION_LIMIT),
+        )
+    return result
+
+
+class _Whitened:
+    """Inputs in coordinates in which their Gram matrix and the ridge add up to the identity.
+
+    What lies in directions in which the inputs do not vary is left out.
+    """
+
+    def __init__(self, inputs: Tensor | CentredInputs, ridge: float = RIDGE):
+        self.geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
+        self.mean = self.geometry.mean
+        values, vectors = self.geometry.eigen
+        samples, features = self.geometry.inputs.shape
+        self.ridge = ridge * values.sum() / features
+        scale = (values + self.ridge).sqrt()
+        # Below this the projections of the inputs are rounding errors of the larger ones.
+        varies = scale > samples**0.5 * torch.finfo(scale.dtype).eps * scale.max()
+        self.scale, self.vectors = scale[varies], vectors[:, varies]
+        self.inputs = self.geometry.principal.centred[:, varies] / self.scale
+        # Of a weight, that which the ridge holds where it was.
+        self.held = self.ridge / self.scale.square()
+
+    def enter(self, weight: Tensor) -> Tensor:
+        return (weight @ self.vectors) * self.scale
+
+    def leave(self, left: Tensor, right: Tensor) -> Tensor:
+        return left @ ((right.T / self.scale) @ self.vectors.T)
+
+
+class _Fit:
+    """The weight L Rt of one rank in whitened inputs, R with orthonormal columns, and its outputs.
+
+    The ridge enters as if samples had been added, whose targets are `anchor`.
     """
 
     def __init__(
-        self, geometry: CentredInputs, outputs: OutputSet, weight: Tensor, bias: Tensor, rank: int
+        self,
+        white: _Whitened,
+        outputs: OutputSet,
+        origin: Tensor,
+        left: Tensor,
+        right: Tensor,
+        bias: Tensor,
     ):
-        self.geometry, self.outputs = geometry, outputs
-        values, self.vectors = geometry.eigen
-        ridge = RIDGE * values.sum() / geometry.inputs.shape[1]
-        self.scale = (values + ridge).sqrt()
-        self.white = geometry.principal.centred / self.scale
-        start = weight @ self.vectors
-        left, size, right = torch.linalg.svd(start * self.scale, full_matrices=False)
-        self.left, self.right = left[:, :rank] * size[:rank], right[:rank].T
-        self.share = ridge / self.scale.square()
-        self.anchor = self.left @ self.right.T * self.share
-        self.ridge, self.origin = ridge, (self.left @ self.right.T) / self.scale
-        self.bias = bias + weight @ geometry.mean
-        self.projected = self.white @ self.right
-        self.fitted = torch.addmm(self.bias, self.projected, self.left.T)
-        self.before = self.fitted
-        self.momentum = 1.0
-        self.loss = self._loss(self.fitted, self.left, self.right)
+        self.white, self.outputs = white, outputs
+        self.origin, self.anchor = origin, origin * white.held
+        self.left, self.right, self.bias = left, right, bias
+        self.projected = white.inputs @ right
+        self.fitted, self.before, self.spare, self.aim = (
+            torch.empty_like(outputs.targets) for _ in range(4)
+        )
+        self.square, self.loss = self._evaluate(bias, self.projected, left, right, self.fitted)
+        self.before.copy_(self.fitted)
+        self.momentum, self.iterations = 1.0, 0
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    def truncated(self, rank: int) -> "_Fit":
+        """A fit of lower rank that begins at the best approximation of this one."""
+        basis, core = torch.linalg.qr(self.left)
+        left, right = _truncate(core, rank)
+        return _Fit(
+            self.white, self.outputs, self.origin, basis @ left, self.right @ right, self.bias
+        )
+
+    def descend(self, tolerance: float, max_iterations: int) -> None:
+        """Go on until ten iterations lower the loss by less than a share of it."""
+        previous = self.loss
+        while self.iterations < max_iterations:
+            self.step()
+            if self.iterations % _ITERATIONS_A_CHECK == 0:
+                if previous - self.loss <= tolerance * self.loss:
+                    return
+                previous = self.loss
+
+    def reach(self, radius: float, max_iterations: int) -> float:
+        """Go on until the outputs are within the radius, or are not going to be.
+
+        Returns the ||D||_F that is to be expected in the end: as many iterations again as were
+        made would bring so much less, at the rate of the last few, which falls.
+        """
+        expected = previous = self.square
+        while self.iterations < max_iterations:
+            self.step()
+            if self.iterations % _ITERATIONS_A_LOOK == 0:
+                gained = (previous - self.square) * self.iterations / _ITERATIONS_A_LOOK
+                expected = max(self.square - gained, 0.0)
+                if self.square <= radius**2 or expected > radius**2:
+                    break
+                previous = self.square
+        return expected**0.5
 
     def step(self) -> None:
         """One extrapolated step; where that does not lower the loss, one without extrapolation."""
+        self.iterations += 1
         momentum = (1 + (1 + 4 * self.momentum**2) ** 0.5) / 2
         ahead = (self.momentum - 1) / momentum
-        if ahead == 0 or not self._try(torch.lerp(self.before, self.fitted, 1 + ahead)):
+        if ahead == 0 or not self._try(ahead):
             momentum = 1.0
-            self._try(self.fitted)
+            self._try(0.0)
         self.momentum = momentum
 
-    def _try(self, outputs: Tensor) -> bool:
-        """A sweep of alternating least squares on the majoriser at `outputs`, if it lowers it."""
-        targets = outputs - self.outputs.deviation(outputs)
-        bias = targets.mean(dim=0)
-        left = targets.T @ self.projected + self.anchor @ self.right
-        right = self.white.T @ (targets @ left) + self.anchor.T @ left
+    def _try(self, ahead: float) -> bool:
+        """A sweep of alternating least squares on the majoriser at extrapolated outputs.
+
+        Its weight is taken if it lowers the loss.
+        """
+        for rows in self._blocks():
+            produced = torch.lerp(self.before[rows], self.fitted[rows], 1 + ahead)
+            self.outputs.nearest(produced, rows, out=self.aim[rows])
+        bias = self.aim.mean(dim=0)
+        left = self.aim.T @ self.projected + self.anchor @ self.right
+        right = self.white.inputs.T @ (self.aim @ left) + self.anchor.T @ left
         right = torch.linalg.qr(right).Q
-        projected = self.white @ right
-        left = targets.T @ projected + self.anchor @ right
-        fitted = torch.addmm(bias, projected, left.T)
-        loss = self._loss(fitted, left, right)
+        projected = self.white.inputs @ right
+        left = self.aim.T @ projected + self.anchor @ right
+        square, loss = self._evaluate(bias, projected, left, right, self.spare)
         if not loss < self.loss:
             return False
-        self.before, self.fitted, self.projected = self.fitted, fitted, projected
-        self.left, self.right, self.bias, self.loss = left, right, bias, loss
+        self.before, self.fitted, self.spare = self.fitted, self.spare, self.before
+        self.left, self.right, self.bias, self.projected = left, right, bias, projected
+        self.square, self.loss = square, loss
         return True
 
-    def _loss(self, fitted: Tensor, left: Tensor, right: Tensor) -> float:
-        square = sum(
-            self.outputs.bounded_square(fitted[rows], rows)
-            for rows in row_blocks(len(fitted), _ROWS_AT_ONCE)
-        )
-        moved = (left @ right.T) / self.scale - self.origin
-        return (square + self.ridge * moved.square().sum()).item()
+    def _evaluate(
+        self, bias: Tensor, projected: Tensor, left: Tensor, right: Tensor, fitted: Tensor
+    ) -> tuple[float, float]:
+        """Write the outputs of a weight to `fitted`; return ||D||_F^2, and it with the ridge."""
+        square = bias.new_zeros(())
+        for rows in self._blocks():
+            torch.addmm(bias, projected[rows], left.T, out=fitted[rows])
+            square += (fitted[rows] - self.outputs.nearest(fitted[rows], rows)).square_().sum()
+        moved = ((left @ right.T - self.origin).square_() * self.white.held).sum()
+        return square.item(), (square + moved).item()
+
+    def _blocks(self) -> list[slice]:
+        # Small enough to stay in the cache from one operation to the next.
+        return row_blocks(len(self.fitted), _ROWS_AT_ONCE)
 
     def answer(self) -> tuple[Tensor, Tensor]:
-        weight = self.left @ ((self.right.T / self.scale) @ self.vectors.T)
-        return weight, self.bias - weight @ self.geometry.mean
+        weight = self.white.leave(self.left, self.right)
+        return weight, self.bias - weight @ self.white.mean
+
+
+class _Search:
+    """The search for the lowest rank, from the regression that the start's outputs lead to.
+
+    That is reduced-rank regression onto what is nearest to these outputs and reproduces the
+    targets: one decomposition holds all its ranks. With targets that are the start's own outputs,
+    before their activation, it is the activation-aware singular value decomposition.
+    """
+
+    def __init__(
+        self,
+        white: _Whitened,
+        outputs: OutputSet,
+        start: WarmStart | SolverResult | None,
+        max_iterations: int,
+    ):
+        self.white, self.outputs, self.max_iterations = white, outputs, max_iterations
+        self.iterations = 0
+        inputs = white.geometry.inputs
+        if start is None:
+            self.origin = inputs.new_zeros(outputs.targets.shape[1], len(white.scale))
+            produced = torch.zeros_like(outputs.targets)
+        else:
+            self.origin = white.enter(start.weight)
+            produced = torch.addmm(start.bias, inputs, start.weight.T)
+        aim = outputs.nearest(produced)
+        whole = torch.addmm(self.origin, aim.sub(produced).T, white.inputs)
+        bias = aim.mean(dim=0)
+        left, self.sizes, right = torch.linalg.svd(whole, full_matrices=False)
+        scores = (white.inputs @ right.T) * self.sizes
+        rank = lowest_truncation(outputs, bias, scores, left.T)
+        del scores, produced, aim
+        self.closed_form = _Fit(
+            white, outputs, self.origin, left[:, :rank] * self.sizes[:rank], right[:rank].T, bias
+        )
+
+    def lowest(self) -> _Fit:
+        """The fit of the lowest rank found to be within the radius."""
+        best, radius = self.closed_form, self.outputs.radius
+        constant = self.outputs.best_constant_output().expand_as(self.outputs.targets)
+        if not self.outputs.violation(constant):
+            factors = best.left[:, :0], best.right[:, :0], constant[0]
+            return _Fit(self.white, self.outputs, self.origin, *factors)
+        if best.square > radius**2:  # not even full rank is within it, so far
+            best.reach(radius, self.max_iterations)
+        missed, rank = 0, int(_FIRST_GUESS * best.rank)
+        while missed < best.rank - 1:
+            rank = min(max(rank, missed + 1), best.rank - 1)
+            fit = best.truncated(rank)
+            expected = fit.reach(radius, self.max_iterations)
+            self.iterations += fit.iterations
+            if fit.square <= radius**2:
+                best = fit
+            else:
+                missed = rank
+            rank += self._ranks_to(radius, rank, expected)
+        return best
+
+    def _ranks_to(self, radius: float, rank: int, error: float) -> int:
+        """How many ranks more, or less, would bring an error at a rank to the radius.
+
+        If each lowered it by the share by which it lowers that of the regression.
+        """
+        left = self.sizes[rank:].double().square().sum()
+        share = (self.sizes[rank].double().square() / left).item()
+        if not (radius and error and share):
+            return 0
+        return round(2 * math.log(error / radius) / share)
+
+
+def _truncate(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors L, R of the best approximation of a rank, R with orthonormal columns."""
+    left, sizes, right = torch.linalg.svd(weight, full_matrices=False)
+    return left[:, :rank] * sizes[:rank], right[:rank].T
+
+
+def lowest_truncation(
+    outputs: OutputSet, offset: Tensor, scores: Tensor, directions: Tensor
+) -> int:
+    """The lowest r for which ``1 offset + scores[:, :r] @ directions[:r]`` is within the radius.
+
+    The deviation need not fall with every further term, so all ranks count, from 0 upwards. But its
+    norm is the distance to a convex set, which changes by no more than the outputs move; so ranks
+    that cannot be within the radius are stepped over unseen.
+
+    Parameters
+    ----------
+    outputs : OutputSet
+        With the hinge constraint.
+    offset : Tensor, shape (out_features,)
+    scores : Tensor, shape (samples, terms)
+    directions : Tensor, shape (terms, out_features)
+        Of orthonormal rows.
+
+    Returns
+    -------
+    int
+        All terms, where no fewer are within the radius.
+    """
+    terms = len(directions)
+    # With orthonormal directions the squared movements of separate terms add up.
+    moved = scores.new_zeros(terms + 1, dtype=torch.float64)
+    moved[1:] = scores.square().sum(dim=0, dtype=torch.float64).cumsum(dim=0)
+    produced = offset.expand_as(outputs.targets).clone()
+    rank = 0
+    while rank < terms:
+        excess = torch.linalg.vector_norm(outputs.deviation(produced)).item() - outputs.radius
+        if excess <= 0:
+            break
+        reached = int(torch.searchsorted(moved, moved[rank] + excess**2))
+        following = min(max(reached, rank + 1), terms)
+        produced.addmm_(scores[:, rank:following], directions[rank:following])
+        rank = following
+    return rank

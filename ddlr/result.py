@@ -13,6 +13,7 @@ class SolverStatus(StrEnum):
     ITERATION_LIMIT = "iteration_limit"
     UNCHANGED = "unchanged"
     CLOSED_FORM = "closed_form"
+    FITTED = "fitted"
 
     @property
     def message(self) -> str:
@@ -21,12 +22,15 @@ class SolverStatus(StrEnum):
             SolverStatus.ITERATION_LIMIT: "the iteration limit was reached before the tolerance",
             SolverStatus.UNCHANGED: "nothing was solved: a tolerance of 0 keeps the layer",
             SolverStatus.CLOSED_FORM: "the weight is a closed form within the bound, not certified",
+            SolverStatus.FITTED: "the weight is within the bound; a smaller one may be, too",
         }[self]
 
 
 @dataclass(frozen=True)
 class SolverResult:
-    """A solved layer with its certificate. A closed form has none: its bound and gap are nan.
+    """A solved layer with its certificate; without one its bound and gap are nan.
+
+    So it is for closed forms, and for `ddlr.lowest_rank` of a layer that ReLU follows.
 
     Attributes
     ----------
@@ -36,7 +40,7 @@ class SolverResult:
     status : SolverStatus
     iterations : int
     objective : float
-        Norm of `weight`; its rank or number of nonzeros where that was minimised in closed form.
+        Norm of `weight`; its rank or number of nonzeros where that was minimised.
     lower_bound : float
         Proven lower bound on the optimal objective, from `dual`.
     relative_gap : float
@@ -45,8 +49,8 @@ class SolverResult:
     violation : float
         max(0, ||D||_F / radius - 1) of `weight` and `bias`, D the deviation from the output set.
     dual : Tensor, shape (samples, out_features)
-        Dual variable of the output constraint; `ddlr.certify` repairs and scales it. Empty for a
-        closed form.
+        Dual variable of the output constraint; `ddlr.certify` repairs and scales it. Empty where
+        no norm was minimised.
     seconds : float
     """
 
@@ -114,11 +118,40 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class GoalReport:
+    """How a network that was compressed to a goal meets it.
+
+    Attributes
+    ----------
+    name : str
+        The goal, as the keyword of `ddlr.compress`.
+    wanted, measured : float
+        In its units; measured on calibration or held-out samples, which the search has seen.
+    interval : tuple of float, optional
+        That holds 99 % of what other samples of as many would measure; of goals on held-out data.
+    met : bool
+    tried : int
+        Networks that were made and measured.
+    """
+
+    name: str
+    wanted: float
+    measured: float
+    interval: tuple[float, float] | None
+    met: bool
+    tried: int
+
+
+@dataclass(frozen=True)
 class CompressionResult:
-    """A compressed copy of a network, and a report on each of its compressed layers."""
+    """A compressed copy of a network, and a report on each of its compressed layers.
+
+    `goal` is there if the network was compressed to one.
+    """
 
     model: nn.Module
     layers: tuple[LayerReport, ...]
+    goal: GoalReport | None = None
 
 
 class ConvergenceError(RuntimeError):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ddlr.compress import store_low_rank
 from ddlr.constraints import OutputSet
 from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, compress_layers
+from ddlr.reduced_rank import lowest_truncation
 from ddlr.result import CompressionResult, LayerReport, SolverResult, SolverStatus
 from nettrim.prune import store_linear
 
@@ -166,7 +167,7 @@ def _truncate_weight(problem: LayerProblem) -> SolverResult:
     started = time.perf_counter()
     left, values, right = torch.linalg.svd(problem.weight, full_matrices=False)
     scores = problem.inputs.inputs @ (right.T * values)
-    rank = lowest_rank(_outputs(problem), problem.bias, scores, left.T)
+    rank = lowest_truncation(_outputs(problem), problem.bias, scores, left.T)
     weight = (left[:, :rank] * values[:rank]) @ right[:rank]
     return _closed_form(problem, weight, problem.bias, rank, started)
 
@@ -180,47 +181,9 @@ def _truncate_outputs(problem: LayerProblem) -> SolverResult:
     left, _, _ = torch.linalg.svd((weight @ vectors) * values.sqrt(), full_matrices=False)
     mean = problem.bias + weight @ inputs.mean
     scores = inputs.centred @ (weight.T @ left)
-    rank = lowest_rank(_outputs(problem), mean, scores, left.T)
+    rank = lowest_truncation(_outputs(problem), mean, scores, left.T)
     truncated = left[:, :rank] @ (left[:, :rank].T @ weight)
     return _closed_form(problem, truncated, mean - truncated @ inputs.mean, rank, started)
-
-
-def lowest_rank(outputs: OutputSet, offset: Tensor, scores: Tensor, directions: Tensor) -> int:
-    """The lowest r for which ``1 offset + scores[:, :r] @ directions[:r]`` is within the radius.
-
-    The deviation need not fall with every further term, so all ranks count, from 0 upwards. But its
-    norm is the distance to a convex set, which changes by no more than the outputs move; so ranks
-    that cannot be within the radius are stepped over unseen.
-
-    Parameters
-    ----------
-    outputs : OutputSet
-        With the hinge constraint.
-    offset : Tensor, shape (out_features,)
-    scores : Tensor, shape (samples, terms)
-    directions : Tensor, shape (terms, out_features)
-        Of orthonormal rows.
-
-    Returns
-    -------
-    int
-        All terms, where no fewer are within the radius.
-    """
-    terms = len(directions)
-    # With orthonormal directions the squared movements of separate terms add up.
-    moved = scores.new_zeros(terms + 1, dtype=torch.float64)
-    moved[1:] = scores.square().sum(dim=0, dtype=torch.float64).cumsum(dim=0)
-    produced = offset.expand_as(outputs.targets).clone()
-    rank = 0
-    while rank < terms:
-        excess = torch.linalg.vector_norm(outputs.deviation(produced)).item() - outputs.radius
-        if excess <= 0:
-            break
-        reached = int(torch.searchsorted(moved, moved[rank] + excess**2))
-        following = min(max(reached, rank + 1), terms)
-        produced.addmm_(scores[:, rank:following], directions[rank:following])
-        rank = following
-    return rank
 
 
 # --- thresholds ------------------------------------------------------------------------------

@@ -109,8 +109,8 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
         wanted = {} if cfg.workers == 1 else {"workers": cfg.workers}
         if on_layer is not None:
             wanted["on_layer"] = on_layer
-        # The convex methods solve what a refit and an order share.
-        if cfg.cache.enabled and "order" in cfg.method and "tolerance" in cfg.method:
+        # Methods that have orders and refits share solves among them.
+        if cfg.cache.enabled and "order" in cfg.method:
             wanted["memory"] = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib)
         compressed = build(
             cfg.method, model=prepared.network, calibration=prepared.captured, **wanted

@@ -15,7 +15,7 @@ def prune(
     model: nn.Module,
     calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
-    relative_tolerance: float,
+    relative_tolerance: float | Mapping[str, float],
     constraint: str = "net_trim",
     refit: str = "none",
     order: str = "parallel",

@@ -19,7 +19,7 @@ from ddlr.layerwise import CapturedLayer
 from experiments import cache, compress
 from experiments.baselines import (
     activation_svd,
-    lowest_rank,
+    lowest_truncation,
     magnitude,
     magnitude_global,
     svd,
@@ -107,7 +107,7 @@ def test_the_lowest_rank_is_that_of_a_search_over_all(activation):
             radius = share * targets.norm().item()
             wanted = next((rank for rank in range(8) if norms[rank] <= radius), 8)
             outputs = OutputSet(targets, radius, activation, "hinge")
-            assert lowest_rank(outputs, offset, scores, directions) == wanted
+            assert lowest_truncation(outputs, offset, scores, directions) == wanted
             found.append(wanted)
     assert len(set(found)) > 4
 

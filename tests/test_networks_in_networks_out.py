@@ -11,6 +11,7 @@ import ddlr
 import nettrim
 from ddlr import LowRankLinear, SolverStatus
 from ddlr.constraints import OutputSet
+from experiments.baselines import activation_svd
 from experiments.metrics import accuracy
 from experiments.networks import mlp_digits
 from experiments.training import train
@@ -64,6 +65,27 @@ def test_each_layer_keeps_its_promise(method, constraint, network, digits):
         assert report.rank == torch.linalg.matrix_rank(compressed.weight, rtol=1e-5)
         assert report.form == ("low_rank" if method == "ddlr" else "sparse")
         activations = wanted
+
+
+@pytest.mark.parametrize("order", ["parallel", "cascade"])
+def test_the_lowest_rank_keeps_the_promise_with_fewer_weights(order, network, digits):
+    calibration = digits.calibration(300, seed=0)
+    options = {"relative_tolerance": 0.2, "order": order}
+    nuclear = ddlr.compress(network, calibration, constraint="hinge", **options)
+    lowest = ddlr.compress(network, calibration, method="lowest_rank", **options)
+    closed = activation_svd(network, calibration, relative_tolerance=0.2)
+    for report, other, simple in zip(lowest.layers, nuclear.layers, closed.layers, strict=True):
+        assert report.relative_error <= report.relative_tolerance * (1 + 1e-3)
+        assert report.violation <= 1e-3
+        assert report.rank <= other.rank
+        if order == "parallel":
+            assert report.rank <= simple.rank
+    assert [report.status.value for report in lowest.layers] == ["fitted", "fitted", "converged"]
+    assert sum(report.parameters_kept for report in lowest.layers) < 0.85 * sum(
+        report.parameters_kept for report in nuclear.layers
+    )
+    with pytest.raises(ValueError, match="method is 'lowest'"):
+        ddlr.compress(network, calibration, method="lowest", relative_tolerance=0.2)
 
 
 @pytest.mark.parametrize("method", METHODS)

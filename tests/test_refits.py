@@ -8,7 +8,7 @@ import torch
 from ddlr import CentredInputs, refit_low_rank, solve_low_rank
 from ddlr.constraints import OutputSet
 from ddlr.layers import numerical_rank
-from ddlr.reduced_rank import RIDGE, _Fit
+from ddlr.reduced_rank import RIDGE, _Fit, _truncate, _Whitened
 from made_up import made_up_layer
 from nettrim import refit_sparse, solve_sparse
 
@@ -47,7 +47,10 @@ def test_every_step_of_the_low_rank_refit_descends():
     solved = solve_low_rank(inputs, targets, 0.3 * targets.norm().item())
     rank = numerical_rank(solved.weight)
     outputs = OutputSet(targets, 0.0, "relu", "hinge")
-    fit = _Fit(CentredInputs(inputs), outputs, solved.weight, solved.bias, rank)
+    white = _Whitened(CentredInputs(inputs))
+    left, right = _truncate(white.enter(solved.weight), rank)
+    bias = solved.bias + solved.weight @ white.mean
+    fit = _Fit(white, outputs, left @ right.T, left, right, bias)
     losses = [fit.loss]
     for _ in range(50):
         fit.step()

@@ -1,0 +1,383 @@
+"""From what each layer loses at each size to a network of a given size, error or accuracy.
+
+Works for every method of `ddlr.layerwise.compress_layers`, since all that is allocated is one
+relative tolerance a layer.
+"""
+
+import copy
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddlr.capture import outputs_of
+from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, replace_layer
+from ddlr.result import CompressionResult, GoalReport
+
+log = logging.getLogger(__name__)
+
+# Those a layer is tried at, besides being left as it is: a factor of 1.2 apart.
+TOLERANCES = tuple(round(0.03 * 1.2**step, 4) for step in range(20))
+GOALS = (
+    "max_parameters",
+    "kept_fraction",
+    "max_output_error",
+    "max_accuracy_drop",
+    "min_agreement",
+)
+_NORMAL_QUANTILE = 2.576  # of an interval that holds 99 %
+_FRONTIER_AT_MOST = 4096
+_BATCH = 1000
+
+Compress = Callable[..., CompressionResult]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A layer at one tolerance: the weights it keeps, and what that alone does to the network."""
+
+    tolerance: float
+    parameters: int
+    effect: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A tolerance for each layer, with the sums of the weights and of the effects."""
+
+    parameters: int
+    effect: float
+    tolerances: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a network is compressed to, as in `compress_to_goal`, and samples that measure it.
+
+    Attributes
+    ----------
+    name : str
+    wanted : float
+    inputs : Tensor, optional
+        Held-out network inputs, for the goals on accuracy and agreement.
+    labels : Tensor, optional
+        Their classes, for accuracy.
+    """
+
+    name: str
+    wanted: float
+    inputs: Tensor | None = None
+    labels: Tensor | None = None
+
+
+def compress_to_goal(
+    compress: Compress,
+    model: nn.Module,
+    calibration: Tensor | Iterable[Tensor] | CapturedLayers,
+    *,
+    max_parameters: int | None = None,
+    kept_fraction: float | None = None,
+    max_output_error: float | None = None,
+    max_accuracy_drop: float | None = None,
+    min_agreement: float | None = None,
+    held_out: Tensor | tuple[Tensor, Tensor] | None = None,
+    order: str = "parallel",
+    tolerances: Sequence[float] = TOLERANCES,
+) -> CompressionResult:
+    """Compress a network to a goal, by any method that takes a relative tolerance for each layer.
+
+        prune = functools.partial(nettrim.prune, refit="fixed")
+        ddlr.compress_to_goal(prune, model, calibration, kept_fraction=0.1, order="cascade")
+
+    Each layer is compressed by itself at each of several tolerances, in parallel order, and what
+    that alone does to the network's outputs on the calibration inputs is measured. From these
+    curves come the allocations of tolerances to layers that no other beats, see `frontier`; on
+    these the goal is sought, by networks that are made and measured.
+
+    Parameters
+    ----------
+    compress : callable
+        As `ddlr.compress`: (model, captured layers, relative_tolerance=) to a result.
+    model, calibration
+        As for `ddlr.compress`.
+    max_parameters, kept_fraction : the best network with at most so many weights
+        In its layers that are compressed; as a number, or as a share of theirs.
+    max_output_error : the smallest network with at most this error
+        ||outputs - original outputs||_F / ||original outputs||_F on the calibration inputs.
+    max_accuracy_drop : the smallest network that loses at most so many points
+        Of accuracy, in per cent, on labelled held-out samples.
+    min_agreement : the smallest network that predicts the same on at least this share
+        Of held-out samples, between 0 and 1; they need no labels.
+    held_out : Tensor, or (Tensor, Tensor)
+        Network inputs, and their classes, that are not among those of `calibration`.
+    order : {"parallel", "cascade"}
+        Of the networks that are made; where it is "cascade", `compress` is called with it.
+    tolerances : sequence of float
+        Those a layer is tried at.
+
+    Returns
+    -------
+    CompressionResult
+        Its `goal` says what was measured, and whether the goal is met.
+
+    Raises
+    ------
+    ValueError
+        If not exactly one goal is given, or one is not usable; names it.
+    """
+    goal = chosen_goal(
+        {
+            "max_parameters": max_parameters,
+            "kept_fraction": kept_fraction,
+            "max_output_error": max_output_error,
+            "max_accuracy_drop": max_accuracy_drop,
+            "min_agreement": min_agreement,
+        },
+        held_out,
+    )
+    if not isinstance(calibration, CapturedLayers):
+        calibration = capture_layers(model, calibration)
+    options = layer_options(compress, model, calibration, tolerances)
+    if order != "parallel":
+        compress = functools.partial(compress, order=order)
+    return reach(goal, compress, model, calibration, frontier(options))
+
+
+def chosen_goal(
+    goals: Mapping[str, float | None], held_out: Tensor | tuple[Tensor, Tensor] | None
+) -> Goal:
+    """The one goal that is given, after a check of its value and of the samples it needs."""
+    given = {name: wanted for name, wanted in goals.items() if wanted is not None}
+    if len(given) != 1:
+        raise ValueError(f"give one goal of {tuple(goals)}; given are {tuple(given)}")
+    [(name, wanted)] = given.items()
+    highest = 1 if name in ("kept_fraction", "min_agreement") else math.inf
+    if not 0 <= wanted <= highest:
+        raise ValueError(f"{name} is {wanted!r}; it must be between 0 and {highest}")
+    inputs, labels = held_out if isinstance(held_out, tuple) else (held_out, None)
+    if name in ("max_accuracy_drop", "min_agreement") and inputs is None:
+        raise ValueError(f"{name} is measured on held-out samples; give them as held_out")
+    if name == "max_accuracy_drop" and labels is None:
+        raise ValueError("max_accuracy_drop needs labels: held_out must be (inputs, labels)")
+    if labels is not None and len(labels) != len(inputs):
+        raise ValueError(f"held_out has {len(inputs)} inputs, but {len(labels)} labels")
+    return Goal(name, wanted, inputs, labels)
+
+
+def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
+    """Allocations that no other beats in both size and effect, the smallest first.
+
+    As if the effects of layers added up. Layers are joined one by one, and what is beaten is left
+    out at once, so this is exact; beyond 4096 allocations it is thinned out.
+    """
+    joined = [Allocation(0, 0.0, {})]
+    for name, choices in options.items():
+        joined = _unbeaten(
+            [
+                Allocation(
+                    each.parameters + option.parameters,
+                    each.effect + option.effect,
+                    {**each.tolerances, name: option.tolerance},
+                )
+                for each in joined
+                for option in choices
+            ]
+        )
+    return joined
+
+
+def _unbeaten(allocations: list[Allocation]) -> list[Allocation]:
+    kept: list[Allocation] = []
+    for each in sorted(allocations, key=lambda one: (one.parameters, one.effect)):
+        if not kept or each.effect < kept[-1].effect:
+            kept.append(each)
+    if len(kept) <= _FRONTIER_AT_MOST:
+        return kept
+    step = (len(kept) - 1) / (_FRONTIER_AT_MOST - 1)
+    return [kept[round(step * index)] for index in range(_FRONTIER_AT_MOST)]
+
+
+@torch.no_grad()
+def layer_options(
+    compress: Compress,
+    model: nn.Module,
+    captured: CapturedLayers,
+    tolerances: Sequence[float] = TOLERANCES,
+) -> dict[str, list[Option]]:
+    """Compress each layer by itself at each tolerance, and measure what the network's outputs lose.
+
+    The effect is the mean Kullback-Leibler divergence of the classes' probabilities on the
+    calibration inputs, outputs being logits.
+
+    Parameters
+    ----------
+    compress : callable
+        (model, captured, relative_tolerance) to a `CompressionResult`, in parallel order.
+    model : nn.Module
+    captured : CapturedLayers
+    tolerances : sequence of float
+    """
+    original = outputs_of(model, captured.batches)
+    options = {layer.name: [Option(0.0, layer.weight.numel(), 0.0)] for layer in captured.layers}
+    for tolerance in tolerances:
+        result = compress(model, captured, relative_tolerance=tolerance)
+        for report in result.layers:
+            if report.parameters_kept >= options[report.name][-1].parameters:
+                continue
+            alone = copy.deepcopy(model)
+            layer = result.model.get_submodule(report.name)
+            alone = replace_layer(alone, report.name, layer)
+            effect = divergence(original, outputs_of(alone, captured.batches))
+            options[report.name].append(Option(tolerance, report.parameters_kept, effect))
+    return options
+
+
+def reach(
+    goal: Goal,
+    compress: Compress,
+    model: nn.Module,
+    captured: CapturedLayers,
+    allocations: Sequence[Allocation],
+) -> CompressionResult:
+    """Find the smallest network on a frontier that meets a goal, or the best within a budget.
+
+    A network is made at every allocation that is tried, and measured. For errors and accuracies
+    these are found by bisection, as if a larger network were never worse.
+
+    Parameters
+    ----------
+    goal : Goal
+    compress : callable
+        (model, captured, relative_tolerance) to a `CompressionResult`, in any order.
+    allocations : sequence of Allocation
+        As `frontier` gives them.
+    """
+    tried: dict[int, tuple[CompressionResult, GoalReport]] = {}
+    measure = _measure(goal, model, captured)
+
+    def met(index: int) -> bool:
+        if index not in tried:
+            result = compress(model, captured, relative_tolerance=allocations[index].tolerances)
+            tried[index] = result, measure(result)
+        return tried[index][1].met
+
+    budget = _budget(goal, captured)
+    if budget is not None:
+        # In cascade the sizes are not quite those that were allocated.
+        index = sum(each.parameters <= budget for each in allocations) - 1
+        while not met(max(index, 0)) and index > 0:
+            index -= 1
+        index = max(index, 0)
+    else:
+        low, index = -1, len(allocations) - 1
+        met(index)  # the largest: nothing is compressed
+        while index - low > 1:
+            middle = (low + index) // 2
+            low, index = (low, middle) if met(middle) else (middle, index)
+    result, report = tried[index]
+    report = dataclasses.replace(report, tried=len(tried))
+    if not report.met:
+        log.warning("%s=%g can not be met: %g at best", goal.name, goal.wanted, report.measured)
+    return dataclasses.replace(result, goal=report)
+
+
+def _measure(
+    goal: Goal, model: nn.Module, captured: CapturedLayers
+) -> Callable[[CompressionResult], GoalReport]:
+    """A network's measured value of a goal, with an interval where it is of held-out samples."""
+
+    def report(measured: float, met: bool, interval: tuple[float, float] | None = None):
+        return GoalReport(goal.name, goal.wanted, measured, interval, met, 1)
+
+    budget = _budget(goal, captured)
+    if budget is not None:
+
+        def measure(result: CompressionResult) -> GoalReport:
+            kept = sum(layer.parameters_kept for layer in result.layers)
+            share = kept / _dense(captured) if goal.name == "kept_fraction" else kept
+            return report(share, kept <= budget)
+
+    elif goal.name == "max_output_error":
+        wanted = outputs_of(model, captured.batches)
+
+        def measure(result: CompressionResult) -> GoalReport:
+            moved = outputs_of(result.model, captured.batches) - wanted
+            error = (moved.norm() / wanted.norm()).item()
+            return report(error, error <= goal.wanted)
+
+    else:
+        batches = goal.inputs.split(_BATCH)
+        before = outputs_of(model, batches).argmax(dim=1)
+        labels = None if goal.labels is None else goal.labels.to(before.device)
+
+        def measure(result: CompressionResult) -> GoalReport:
+            after = outputs_of(result.model, batches).argmax(dim=1)
+            if goal.name == "min_agreement":
+                agreement = (after == before).double().mean().item()
+                interval = _wilson_interval(agreement, len(after))
+                return report(agreement, agreement >= goal.wanted, interval)
+            lost = 100 * ((before == labels).double() - (after == labels).double())
+            drop = lost.mean().item()
+            margin = _NORMAL_QUANTILE * lost.std().item() / math.sqrt(len(lost))
+            return report(drop, drop <= goal.wanted, (drop - margin, drop + margin))
+
+    return measure
+
+
+def _budget(goal: Goal, captured: CapturedLayers) -> int | None:
+    """The weights that a goal allows, if it is one of size."""
+    if goal.name == "kept_fraction":
+        return math.floor(goal.wanted * _dense(captured))
+    return math.floor(goal.wanted) if goal.name == "max_parameters" else None
+
+
+def _dense(captured: CapturedLayers) -> int:
+    return sum(layer.weight.numel() for layer in captured.layers)
+
+
+def _wilson_interval(share: float, samples: int) -> tuple[float, float]:
+    """Of a proportion (Wilson 1927); sensible also where the share is 0 or 1."""
+    square = _NORMAL_QUANTILE**2
+    middle = (share + square / (2 * samples)) / (1 + square / samples)
+    spread = share * (1 - share) / samples + square / (4 * samples**2)
+    margin = _NORMAL_QUANTILE * math.sqrt(spread) / (1 + square / samples)
+    return middle - margin, middle + margin
+
+
+def remember_layers(captured: CapturedLayers) -> Callable:
+    """A memory for `ddlr.layerwise.LayerSolver`, of solves on the original network's activations.
+
+    Those on the inputs that compressed layers give are not kept: they do not come again.
+    """
+    known = {id(layer.live_inputs) for layer in captured.layers}
+    kept = {}
+
+    def memory(compute: Callable, *arguments, **options):
+        if isinstance(arguments[1], LayerProblem):
+            inputs, radius = arguments[1].inputs, arguments[1].radius
+        else:
+            inputs, radius = arguments[0], arguments[2]
+        key = (compute, id(inputs), radius)
+        if id(inputs) not in known:
+            return compute(*arguments, **options)
+        if key not in kept:
+            kept[key] = compute(*arguments, **options)
+        return kept[key]
+
+    return memory
+
+
+def divergence(original: Tensor, outputs: Tensor) -> float:
+    """Mean Kullback-Leibler divergence of the probabilities that two sets of logits stand for."""
+    return functional.kl_div(
+        outputs.log_softmax(dim=1),
+        original.log_softmax(dim=1),
+        log_target=True,
+        reduction="batchmean",
+    ).item()

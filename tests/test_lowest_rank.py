@@ -1,0 +1,168 @@
+"""The lowest rank: exact without an activation, and with one not to be beaten from elsewhere."""
+
+import math
+
+import pytest
+import torch
+
+from ddlr import CentredInputs, ConvergenceError, lowest_rank
+from ddlr.admm import WarmStart
+from ddlr.constraints import OutputSet
+from ddlr.layers import numerical_rank
+from ddlr.reduced_rank import _Fit, _Whitened
+from ddlr.result import SolverStatus
+from made_up import made_up_layer
+
+
+def deviation(inputs, targets, weight, bias, activation="relu") -> float:
+    outputs = OutputSet(targets, 0.0, activation, "hinge")
+    return outputs.deviation(inputs @ weight.T + bias).norm().item()
+
+
+def original(inputs, targets) -> WarmStart:
+    """A weight that reproduces pre-activations of the targets exactly, where there is one."""
+    design = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+    solution = torch.linalg.lstsq(design, targets, driver="gelsd").solution
+    return WarmStart(solution[:-1].T.contiguous(), solution[-1])
+
+
+@pytest.mark.parametrize(
+    ("samples", "input_rank"), [(300, None), (300, 7), (12, None)], ids=["full", "deficient", "few"]
+)
+@pytest.mark.parametrize("started", [False, True], ids=["from nothing", "from the original"])
+def test_without_activation_the_rank_is_that_of_reduced_rank_regression(
+    samples, input_rank, started
+):
+    inputs, targets = made_up_layer(
+        samples, 20, 10, activation="none", seed=samples, rank=input_rank
+    )
+    inputs[:, 3] = 1.0  # does not vary
+    generator = torch.Generator().manual_seed(1)
+    targets += torch.randn(targets.shape, generator=generator, dtype=targets.dtype)
+    # Every error that a rank can have, in closed form.
+    centred, wanted = inputs - inputs.mean(dim=0), targets - targets.mean(dim=0)
+    fitted = centred @ torch.linalg.lstsq(centred, wanted, driver="gelsd").solution
+    values = torch.linalg.svdvals(fitted).square()
+    rest = (wanted - fitted).square().sum()
+    errors = [(rest + values[rank:].sum()).sqrt().item() for rank in range(len(values) + 1)]
+    start = original(inputs, targets) if started else None
+    for share in (0.999, 1.001):  # a radius just too small for a rank, and just enough
+        for rank in range(1, numerical_rank(fitted)):
+            radius = share * errors[rank]
+            if radius <= errors[-1] or radius >= errors[rank - 1]:
+                continue
+            result = lowest_rank(inputs, targets, radius, activation="none", warm_start=start)
+            expected = rank if share > 1 else rank + 1
+            assert result.objective == numerical_rank(result.weight) == expected
+            assert (result.lower_bound, result.relative_gap) == (expected, 0)
+            assert result.status is SolverStatus.CONVERGED
+            error = deviation(inputs, targets, result.weight, result.bias, "none")
+            assert error == pytest.approx(errors[expected], rel=1e-6)
+
+
+def best_error(inputs, targets, rank: int, starts: int) -> float:
+    """The smallest deviation of a rank that a general optimiser finds, from several starts."""
+    outputs = OutputSet(targets, 0.0, "relu", "hinge")
+    found = []
+    for seed in range(starts):
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: B023
+
+        factors = [normal(targets.shape[1], rank), normal(rank, inputs.shape[1])]
+        free = [each.requires_grad_() for each in (*factors, targets.mean(dim=0))]
+        optimiser = torch.optim.LBFGS(free, max_iter=2000, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimiser.zero_grad()  # noqa: B023
+            left, right, bias = free  # noqa: B023
+            square = outputs.deviation(inputs @ (left @ right).T + bias).square().sum()
+            square.backward()
+            return square
+
+        optimiser.step(closure)
+        found.append(closure().item() ** 0.5)
+    return min(found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fraction", [0.15, 0.3, 0.5])
+def test_the_next_lower_rank_is_not_within_the_radius_from_wherever_it_is_fitted(seed, fraction):
+    inputs, targets = made_up_layer(120, 12, 9, seed=seed)
+    radius = fraction * targets.norm().item()
+    result = lowest_rank(inputs, targets, radius)
+    rank = numerical_rank(result.weight)
+    assert result.objective == rank > 0
+    assert deviation(inputs, targets, result.weight, result.bias) <= radius * (1 + 1e-6)
+    assert result.violation == pytest.approx(0, abs=1e-6)
+    assert result.status is SolverStatus.FITTED
+    assert math.isnan(result.lower_bound) and math.isnan(result.relative_gap)
+    # The ridge, and the end of the descent, leave a few per cent between the two.
+    assert best_error(inputs, targets, rank - 1, starts=4) > 0.97 * radius
+    assert best_error(inputs, targets, rank, starts=4) <= radius
+
+
+def test_a_fit_is_never_worse_than_the_activation_aware_svd_of_its_rank():
+    inputs, targets = made_up_layer(200, 20, 12, seed=3)
+    weight = original(inputs, targets).weight  # any weight will do
+    bias = targets.mean(dim=0) - inputs.mean(dim=0) @ weight.T
+    produced = inputs @ weight.T + bias
+    targets = produced.relu()
+    geometry = CentredInputs(inputs)
+    white = _Whitened(geometry, 0.0)
+    outputs = OutputSet(targets, 0.0, "relu", "hinge")
+    left, sizes, right = torch.linalg.svd(white.enter(weight), full_matrices=False)
+    for rank in range(1, 12):
+        factors = left[:, :rank] * sizes[:rank], right[:rank].T
+        # In closed form, by the projection of the outputs on their principal components.
+        middle = produced.mean(dim=0)
+        directions = torch.linalg.svd(produced - middle, full_matrices=False).Vh[:rank]
+        closed = middle + (produced - middle) @ directions.T @ directions
+        before = outputs.deviation(closed).norm().item()
+        fit = _Fit(white, outputs, white.enter(weight), *factors, middle)
+        assert fit.square**0.5 == pytest.approx(before, rel=1e-6)
+        fit.descend(1e-6, 100)
+        assert fit.square**0.5 < before
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
+def test_few_samples_dead_inputs_and_small_radii_are_no_obstacle(activation):
+    inputs, targets = made_up_layer(15, 40, 12, activation=activation, seed=5)
+    inputs[:, :4] = 0.0
+    for fraction in (1e-3, 0.1, 0.9):
+        radius = fraction * targets.norm().item()
+        result = lowest_rank(inputs, targets, radius, activation=activation)
+        assert result.weight.isfinite().all()
+        assert result.violation <= 1e-3
+        assert not result.weight[:, :4].any()
+
+
+def test_a_constant_is_enough_where_the_radius_allows_it():
+    inputs, targets = made_up_layer(60, 12, 9, seed=0)
+    radius = 1.001 * (targets - targets.mean(dim=0)).norm().item()
+    result = lowest_rank(inputs, targets, radius)
+    assert result.objective == 0
+    assert not result.weight.any()
+    assert torch.allclose(result.bias, targets.mean(dim=0))
+    assert lowest_rank(inputs, targets, 0.998 * radius).objective == 1
+
+
+def test_what_no_rank_can_reach_is_an_error_with_the_best_there_is():
+    inputs, targets = made_up_layer(200, 5, 12, seed=0)
+    shuffled = targets[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    for activation in ("relu", "none"):
+        with pytest.raises(ConvergenceError, match="no rank is within the radius") as raised:
+            lowest_rank(inputs, shuffled, 1e-2 * shuffled.norm().item(), activation=activation)
+        assert raised.value.result.objective == 5
+        assert raised.value.result.violation > 1
+
+
+def test_a_problem_that_is_none_is_refused():
+    inputs, targets = made_up_layer(20, 5, 4)
+    with pytest.raises(ValueError, match="inputs has 20 samples, targets has 19"):
+        lowest_rank(inputs, targets[1:], 1.0)
+    with pytest.raises(ValueError, match="radius is -1"):
+        lowest_rank(inputs, targets, -1.0)
+    with pytest.raises(ValueError, match=r"warm_start\.weight has shape"):
+        lowest_rank(inputs, targets, 1.0, warm_start=WarmStart(torch.zeros(4, 4), torch.zeros(4)))
