@@ -185,6 +185,8 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where the tests run in the background of a shell, SIGINT is ignored, and would be here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     records = tmp_path / "results/records"
     while not list(records.glob("*.json")) and process.poll() is None:
