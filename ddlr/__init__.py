@@ -8,6 +8,7 @@ from ddlr.compress import compress
 from ddlr.layers import LowRankLinear
 from ddlr.layerwise import CapturedLayers, capture_layers
 from ddlr.low_rank import solve_low_rank
+from ddlr.network_bound import output_bound
 from ddlr.network_refit import refit_network
 from ddlr.reduced_rank import lowest_rank, refit_low_rank
 from ddlr.result import (
@@ -37,6 +38,7 @@ __all__ = [
     "compress",
     "compress_to_goal",
     "lowest_rank",
+    "output_bound",
     "refit_low_rank",
     "refit_network",
     "solve_low_rank",

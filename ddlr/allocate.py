@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ddlr.capture import outputs_of
 from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, replace_layer
+from ddlr.network_bound import output_bound
 from ddlr.result import CompressionResult, GoalReport
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def compress_to_goal(
     held_out: Tensor | tuple[Tensor, Tensor] | None = None,
     order: str = "parallel",
     tolerances: Sequence[float] = TOLERANCES,
+    options: Mapping[str, Sequence[Option]] | None = None,
 ) -> CompressionResult:
     """Compress a network to a goal, by any method that takes a relative tolerance for each layer.
 
@@ -120,6 +122,9 @@ def compress_to_goal(
         Of the networks that are made; where it is "cascade", `compress` is called with it.
     tolerances : sequence of float
         Those a layer is tried at.
+    options : mapping, optional
+        What `layer_options` found for each layer, where it is known already, or where another
+        method finds it: that must not move several layers together.
 
     Returns
     -------
@@ -143,7 +148,8 @@ def compress_to_goal(
     )
     if not isinstance(calibration, CapturedLayers):
         calibration = capture_layers(model, calibration)
-    options = layer_options(compress, model, calibration, tolerances)
+    if options is None:
+        options = layer_options(compress, model, calibration, tolerances)
     if order != "parallel":
         compress = functools.partial(compress, order=order)
     return reach(goal, compress, model, calibration, frontier(options))
@@ -281,7 +287,12 @@ def reach(
             middle = (low + index) // 2
             low, index = (low, middle) if met(middle) else (middle, index)
     result, report = tried[index]
-    report = dataclasses.replace(report, tried=len(tried))
+    report = dataclasses.replace(
+        report,
+        tried=len(tried),
+        output_error=_output_error(model, result, captured),
+        output_bound=output_bound(model, result, captured),
+    )
     if not report.met:
         log.warning("%s=%g can not be met: %g at best", goal.name, goal.wanted, report.measured)
     return dataclasses.replace(result, goal=report)
@@ -304,11 +315,9 @@ def _measure(
             return report(share, kept <= budget)
 
     elif goal.name == "max_output_error":
-        wanted = outputs_of(model, captured.batches)
 
         def measure(result: CompressionResult) -> GoalReport:
-            moved = outputs_of(result.model, captured.batches) - wanted
-            error = (moved.norm() / wanted.norm()).item()
+            error = _output_error(model, result, captured)
             return report(error, error <= goal.wanted)
 
     else:
@@ -324,10 +333,17 @@ def _measure(
                 return report(agreement, agreement >= goal.wanted, interval)
             lost = 100 * ((before == labels).double() - (after == labels).double())
             drop = lost.mean().item()
-            margin = _NORMAL_QUANTILE * lost.std().item() / math.sqrt(len(lost))
+            # Of the difference of two such means, hence the 2: other samples scatter, too.
+            margin = _NORMAL_QUANTILE * lost.std().item() * math.sqrt(2 / len(lost))
             return report(drop, drop <= goal.wanted, (drop - margin, drop + margin))
 
     return measure
+
+
+def _output_error(model: nn.Module, result: CompressionResult, captured: CapturedLayers) -> float:
+    wanted = outputs_of(model, captured.batches)
+    moved = outputs_of(result.model, captured.batches) - wanted
+    return (moved.norm() / wanted.norm()).item()
 
 
 def _budget(goal: Goal, captured: CapturedLayers) -> int | None:
@@ -342,7 +358,11 @@ def _dense(captured: CapturedLayers) -> int:
 
 
 def _wilson_interval(share: float, samples: int) -> tuple[float, float]:
-    """Of a proportion (Wilson 1927); sensible also where the share is 0 or 1."""
+    """Of the share that as many other samples would show; sensible also where it is 0 or 1.
+
+    The interval of Wilson (1927) with half the samples, since the others scatter, too.
+    """
+    samples = samples / 2
     square = _NORMAL_QUANTILE**2
     middle = (share + square / (2 * samples)) / (1 + square / samples)
     spread = share * (1 - share) / samples + square / (4 * samples**2)

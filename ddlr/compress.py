@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ddlr.allocate import compress_to_goal, remember_layers
+from ddlr.allocate import compress_to_goal, layer_options, remember_layers
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
 from ddlr.layerwise import (
     REFITS,
@@ -16,6 +16,7 @@ from ddlr.layerwise import (
     compress_layers,
 )
 from ddlr.low_rank import solve_low_rank
+from ddlr.network_refit import refit_result
 from ddlr.reduced_rank import lowest_rank, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 
@@ -70,10 +71,12 @@ def compress(
         lowest rank itself, see `ddlr.lowest_rank`.
     constraint : {"net_trim", "hinge"}
         The output set of "nuclear", see `ddlr.solve_low_rank`; "lowest_rank" keeps to "hinge".
-    refit : {"none", "fixed"}
+    refit : {"none", "fixed", "network"}
         "fixed" moves each solved weight, at its rank, to a smaller output error: the nuclear norm
         finds the rank at the price of shrunken singular values, and the search for the lowest rank
-        ends as soon as the bound is met. See `ddlr.refit_low_rank`.
+        ends as soon as the bound is met. See `ddlr.refit_low_rank`. "network" then also trains all
+        these layers together towards the original outputs, without labels: more accurate, but
+        training, and not within the layers' bounds. See `ddlr.refit_network`.
     order : {"parallel", "cascade"}
         "parallel" solves each layer on the original network's activations, and promises the bound
         for it. "cascade" solves it on those that the compressed layers before it give, towards the
@@ -117,29 +120,46 @@ def compress(
         "max_accuracy_drop": max_accuracy_drop,
         "min_agreement": min_agreement,
     }
-    if any(wanted is not None for wanted in goals.values()):
-        if relative_tolerance is not None:
-            raise ValueError("give a relative_tolerance or a goal, not both")
-        if not isinstance(calibration, CapturedLayers):
-            calibration = capture_layers(model, calibration, layers=layers, activations=activations)
-        to_tolerances = partial(
-            compress,
-            method=method,
-            constraint=constraint,
-            refit=refit,
-            layers=layers,
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-            raise_on_failure=raise_on_failure,
-            workers=workers,
-            memory=memory or remember_layers(calibration),
-        )
-        return compress_to_goal(
-            to_tolerances, model, calibration, **goals, held_out=held_out, order=order
-        )
-    if relative_tolerance is None:
-        raise ValueError(f"give a relative_tolerance, or one goal of {tuple(goals)}")
     check_refit(refit)
+    has_goal = any(wanted is not None for wanted in goals.values())
+    if has_goal and relative_tolerance is not None:
+        raise ValueError("give a relative_tolerance or a goal, not both")
+    if not has_goal and relative_tolerance is None:
+        raise ValueError(f"give a relative_tolerance, or one goal of {tuple(goals)}")
+    if (has_goal or refit == "network") and not isinstance(calibration, CapturedLayers):
+        calibration = capture_layers(model, calibration, layers=layers, activations=activations)
+        activations = None
+    to_tolerance = partial(
+        compress,
+        method=method,
+        constraint=constraint,
+        layers=layers,
+        activations=activations,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+        raise_on_failure=raise_on_failure,
+        workers=workers,
+    )
+    if has_goal:
+        to_tolerance = partial(to_tolerance, memory=memory or remember_layers(calibration))
+        each_alone = partial(to_tolerance, refit="fixed" if refit == "network" else refit)
+        return compress_to_goal(
+            *(partial(to_tolerance, refit=refit), model, calibration),
+            **goals,
+            held_out=held_out,
+            order=order,
+            options=layer_options(each_alone, model, calibration),
+        )
+    if refit == "network":
+        layer_by_layer = to_tolerance(
+            *(model, calibration),
+            relative_tolerance=relative_tolerance,
+            refit="fixed",
+            order=order,
+            on_layer=on_layer,
+            memory=memory,
+        )
+        return refit_result(model, layer_by_layer, calibration)
     nuclear = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
     solvers = {"nuclear": (solve_low_rank, nuclear), "lowest_rank": (lowest_rank, {})}
     if method not in solvers:

@@ -26,7 +26,7 @@ from ddlr.result import (
 
 log = logging.getLogger(__name__)
 
-REFITS = ("none", "fixed")
+REFITS = ("none", "fixed", "network")
 ORDERS = ("parallel", "cascade")
 
 _CALIBRATION_BATCH = 1000
@@ -291,7 +291,7 @@ def compress_layers(
         )
         if on_layer is not None:
             on_layer(report)
-    return CompressionResult(compressed, tuple(reports))
+    return CompressionResult(compressed, tuple(reports), order=order)
 
 
 def _tolerances(
@@ -520,33 +520,55 @@ def _report(
     solved: SolverResult | None,
 ) -> LayerReport:
     """Measure the layer as it is stored. Without a solve the layer is the original one."""
-    inputs, targets = captured.inputs, captured.targets
-    radius = relative_tolerance * torch.linalg.vector_norm(targets).item()
-    outputs = OutputSet(targets, radius, captured.activation, "hinge")
-    produced = layer(inputs.to(layer.weight)).to(inputs.dtype)
-    final = produced.relu() if outputs.activation == "relu" else produced
-    targets_norm = torch.linalg.vector_norm(outputs.targets).item()
-    error = torch.linalg.vector_norm(final - outputs.targets).item()
+    error, violation = _errors(layer, captured, relative_tolerance)
     size = layer_size(layer)
     return LayerReport(
         name=captured.name,
         in_features=layer.in_features,
         out_features=layer.out_features,
-        activation=outputs.activation,
+        activation=captured.activation,
         form=size.form,
         rank=numerical_rank(layer.weight),
         nonzeros=int((layer.weight != 0).sum()),
         parameters_kept=size.parameters,
         parameters_dense=layer.in_features * layer.out_features,
         bytes_stored=size.bytes,
-        relative_error=error / targets_norm if targets_norm else error,
+        relative_error=error,
         relative_tolerance=float(relative_tolerance),
-        violation=outputs.violation(produced) if solved else 0.0,
+        violation=violation if solved else 0.0,
         status=solved.status if solved else SolverStatus.UNCHANGED,
         relative_gap=solved.relative_gap if solved else math.nan,
         iterations=solved.iterations if solved else 0,
         seconds=solved.seconds if solved else 0.0,
     )
+
+
+def _errors(
+    layer: nn.Module, captured: CapturedLayer, relative_tolerance: float
+) -> tuple[float, float]:
+    """The relative error of a layer's output, and by how much ||D||_F exceeds its bound."""
+    inputs, targets = captured.inputs, captured.targets
+    norm = torch.linalg.vector_norm(targets).item()
+    outputs = OutputSet(targets, relative_tolerance * norm, captured.activation, "hinge")
+    produced = layer(inputs.to(layer.weight)).to(inputs.dtype)
+    final = produced.relu() if captured.activation == "relu" else produced
+    error = torch.linalg.vector_norm(final - targets).item()
+    return error / norm if norm else error, outputs.violation(produced)
+
+
+@torch.no_grad()
+def measured_again(result: CompressionResult, captured: CapturedLayers) -> CompressionResult:
+    """The errors and violations of a result whose layers have moved, at the sizes they had."""
+    layers = {layer.name: layer for layer in captured.layers}
+    reports = []
+    for report in result.layers:
+        layer = layers[report.name]
+        if result.order == "cascade" and reports:
+            layer = _with_inputs_of(result.model, layer, captured.batches)
+        stored = result.model.get_submodule(report.name)
+        error, violation = _errors(stored, layer, report.relative_tolerance)
+        reports.append(dataclasses.replace(report, relative_error=error, violation=violation))
+    return dataclasses.replace(result, layers=tuple(reports))
 
 
 def _linear_layers(model: nn.Module, layers: Sequence[str] | None) -> list[str]:

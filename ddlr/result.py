@@ -1,5 +1,6 @@
 """What solvers and compressions return, and the error that carries an unfinished result."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +15,7 @@ class SolverStatus(StrEnum):
     UNCHANGED = "unchanged"
     CLOSED_FORM = "closed_form"
     FITTED = "fitted"
+    REFITTED = "refitted"
 
     @property
     def message(self) -> str:
@@ -23,6 +25,7 @@ class SolverStatus(StrEnum):
             SolverStatus.UNCHANGED: "nothing was solved: a tolerance of 0 keeps the layer",
             SolverStatus.CLOSED_FORM: "the weight is a closed form within the bound, not certified",
             SolverStatus.FITTED: "the weight is within the bound; a smaller one may be, too",
+            SolverStatus.REFITTED: "moved towards the network's outputs; its bound may not hold",
         }[self]
 
 
@@ -132,6 +135,9 @@ class GoalReport:
     met : bool
     tried : int
         Networks that were made and measured.
+    output_error, output_bound : float
+        ||outputs - original outputs||_F / ||original outputs||_F on the calibration inputs, and the
+        bound that is proven for it, see `ddlr.output_bound`.
     """
 
     name: str
@@ -140,18 +146,23 @@ class GoalReport:
     interval: tuple[float, float] | None
     met: bool
     tried: int
+    output_error: float = math.nan
+    output_bound: float = math.nan
 
 
 @dataclass(frozen=True)
 class CompressionResult:
     """A compressed copy of a network, and a report on each of its compressed layers.
 
-    `goal` is there if the network was compressed to one.
+    `goal` is there if the network was compressed to one. `order` says on which inputs the layers
+    were solved and measured: "parallel", the original network's; "cascade", those that the
+    compressed layers before them give.
     """
 
     model: nn.Module
     layers: tuple[LayerReport, ...]
     goal: GoalReport | None = None
+    order: str = "parallel"
 
 
 class ConvergenceError(RuntimeError):

@@ -9,12 +9,13 @@ of the pre-activations A = X Wt + 1 bt and the original output Y, and takes the 
 highest threshold on the weights, that does. Inputs and outputs that are always zero are removed
 first, as for all methods.
 
-Parameters, return value and errors of the four methods are those of `ddlr.compress`.
+Parameters, return value and errors of the four methods are those of `ddlr.compress`; of refits they
+have "none" and "network", which moves all layers together at the sizes that were found.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,11 +25,14 @@ from torch import Tensor, nn
 from ddlr.compress import store_low_rank
 from ddlr.constraints import OutputSet
 from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, compress_layers
+from ddlr.network_refit import refit_result
 from ddlr.reduced_rank import lowest_truncation
 from ddlr.result import CompressionResult, LayerReport, SolverResult, SolverStatus
 from nettrim.prune import store_linear
 
+REFITS = ("none", "network")
 Calibration = Tensor | Iterable[Tensor] | CapturedLayers
+Tolerance = float | Mapping[str, float]
 OnLayer = Callable[[LayerReport], None] | None
 
 
@@ -36,7 +40,8 @@ def svd(
     model: nn.Module,
     calibration: Calibration,
     *,
-    relative_tolerance: float,
+    relative_tolerance: Tolerance,
+    refit: str = "none",
     workers: int = 1,
     on_layer: OnLayer = None,
 ) -> CompressionResult:
@@ -49,12 +54,10 @@ def svd(
     ----------
     Eckart and Young (1936).
     """
-    return compress_layers(
-        model,
-        calibration,
+    return _compress(
+        *(model, calibration, _truncate_weight, store_low_rank),
         relative_tolerance=relative_tolerance,
-        solve=_truncate_weight,
-        store=store_low_rank,
+        refit=refit,
         workers=workers,
         on_layer=on_layer,
     )
@@ -64,7 +67,8 @@ def activation_svd(
     model: nn.Module,
     calibration: Calibration,
     *,
-    relative_tolerance: float,
+    relative_tolerance: Tolerance,
+    refit: str = "none",
     workers: int = 1,
     on_layer: OnLayer = None,
 ) -> CompressionResult:
@@ -81,12 +85,10 @@ def activation_svd(
     ----------
     Eckart and Young (1936), in the metric of the inputs; reduced-rank regression (Izenman 1975).
     """
-    return compress_layers(
-        model,
-        calibration,
+    return _compress(
+        *(model, calibration, _truncate_outputs, store_low_rank),
         relative_tolerance=relative_tolerance,
-        solve=_truncate_outputs,
-        store=store_low_rank,
+        refit=refit,
         workers=workers,
         on_layer=on_layer,
     )
@@ -96,7 +98,8 @@ def magnitude(
     model: nn.Module,
     calibration: Calibration,
     *,
-    relative_tolerance: float,
+    relative_tolerance: Tolerance,
+    refit: str = "none",
     workers: int = 1,
     on_layer: OnLayer = None,
 ) -> CompressionResult:
@@ -108,12 +111,10 @@ def magnitude(
     ----------
     Han, Pool, Tran and Dally (2015), arXiv 1506.02626; without their retraining.
     """
-    return compress_layers(
-        model,
-        calibration,
+    return _compress(
+        *(model, calibration, _prune, store_linear),
         relative_tolerance=relative_tolerance,
-        solve=_prune,
-        store=store_linear,
+        refit=refit,
         workers=workers,
         on_layer=on_layer,
     )
@@ -124,10 +125,16 @@ def magnitude_global(
     calibration: Calibration,
     *,
     relative_tolerance: float,
+    refit: str = "none",
     workers: int = 1,
     on_layer: OnLayer = None,
 ) -> CompressionResult:
     """As `magnitude`, with one threshold for all layers, which each of them must allow."""
+    if isinstance(relative_tolerance, Mapping):
+        raise ValueError(
+            "magnitude_global has one threshold for all layers, so none can have a tolerance of "
+            "its own; for goals take magnitude"
+        )
     if not isinstance(calibration, CapturedLayers):
         calibration = capture_layers(model, calibration)
     started = time.perf_counter()
@@ -148,15 +155,40 @@ def magnitude_global(
         ]
     )
     share = (time.perf_counter() - started) / len(calibration.layers)
-    return compress_layers(
-        model,
-        calibration,
+    return _compress(
+        *(model, calibration, partial(_prune_at, threshold, share), store_linear),
         relative_tolerance=relative_tolerance,
-        solve=partial(_prune_at, threshold, share),
-        store=store_linear,
+        refit=refit,
         workers=workers,
         on_layer=on_layer,
     )
+
+
+def _compress(
+    model: nn.Module,
+    calibration: Calibration,
+    solve: Callable[[LayerProblem], SolverResult],
+    store: Callable[[Tensor, Tensor], nn.Module | None],
+    *,
+    relative_tolerance: Tolerance,
+    refit: str,
+    workers: int,
+    on_layer: OnLayer,
+) -> CompressionResult:
+    if refit not in REFITS:
+        raise ValueError(f"refit is {refit!r}; a method in closed form has {REFITS}")
+    if refit == "network" and not isinstance(calibration, CapturedLayers):
+        calibration = capture_layers(model, calibration)
+    result = compress_layers(
+        model,
+        calibration,
+        relative_tolerance=relative_tolerance,
+        solve=solve,
+        store=store,
+        workers=workers,
+        on_layer=on_layer,
+    )
+    return result if refit == "none" else refit_result(model, result, calibration)
 
 
 # --- low rank --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import hydra
@@ -34,6 +34,7 @@ from ddlr import (
     SolverStatus,
     capture_layers,
 )
+from ddlr.allocate import Option
 from ddlr.layerwise import CapturedLayer, LayerProblem
 from experiments.checkpoints import load_checkpoint
 from experiments.configuration import CONFIG_PATH, build
@@ -41,7 +42,7 @@ from experiments.data import Dataset, Split, data_sha256
 from experiments.locking import locked
 from experiments.metrics import Judged, judge_dense, predict
 from experiments.networks import split_at_first_linear
-from experiments.records import file_sha256, identity, write_whole
+from experiments.records import file_sha256, identity, write_json, write_whole
 from experiments.units import network_path
 
 log = logging.getLogger(__name__)
@@ -205,10 +206,46 @@ def _store(path: Path, tensors: dict[str, Tensor], about: dict[str, str], limit_
         log.warning("an entry of the cache is not kept on disk: %s", error)
 
 
+def remembered_options(
+    cfg: DictConfig, device: torch.device, compute: Callable[[], dict[str, list[Option]]]
+) -> dict[str, list[Option]]:
+    """The sizes and effects of each layer alone, computed once for all goals of a method."""
+    if not cfg.cache.enabled:
+        return compute()
+    method = OmegaConf.to_container(cfg.method, resolve=True)
+    # Layers are tried one by one, with the refit that each can have alone.
+    method.pop("relative_tolerance")
+    method.pop("order", None)
+    method |= {"refit": alone(cfg)}
+    about = {"of": content_key(cfg, device), "method": method}
+    tolerances = OmegaConf.to_container(cfg.goal).get("tolerances")
+    key = identity({**about, "tolerances": tolerances, "format": _FORMAT})
+    path = Path(cfg.cache_dir) / f"{key}.json"
+    with locked(path.parent / "locks" / f"{key}.lock"):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {name: [Option(**each) for each in found[name]] for name in found}
+        except FileNotFoundError:
+            options = compute()
+        except (ValueError, TypeError) as error:
+            log.warning("%s cannot be read and is computed anew: %s", path, error)
+            options = compute()
+        write_json(path, {name: [asdict(each) for each in options[name]] for name in options})
+    return options
+
+
+def alone(cfg: DictConfig) -> str:
+    """The refit of a method that moves no other layer: its own, or the one before that of all."""
+    refit = cfg.method.get("refit", "none")
+    if refit != "network":
+        return refit
+    return "fixed" if "order" in cfg.method else "none"
+
+
 def entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """The files of the cache, the longest unused first."""
     found = []
-    for path in folder.glob("*.safetensors"):
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.json")]:
         try:
             found.append((path, path.stat()))
         except FileNotFoundError:  # another process made room

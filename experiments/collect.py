@@ -14,7 +14,15 @@ from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH
 from experiments.records import read_records
-from experiments.tables import FRACTIONS, GROUP, SETTING, read_table, with_all_seeds, write_table
+from experiments.tables import (
+    FRACTIONS,
+    GROUP,
+    SETTING,
+    read_table,
+    with_all_seeds,
+    with_goals,
+    write_table,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +62,8 @@ def merge(path: Path, rows: pd.DataFrame) -> None:
     if path.is_file():
         earlier = pd.read_csv(path, dtype={"run": str})
         rows = pd.concat([earlier[~earlier["run"].isin(rows["run"])], rows], ignore_index=True)
+    if "calibration_samples" in rows:
+        rows = with_goals(rows)
     # Stable, so that the layers of a run keep the order of the network.
     rows = rows.sort_values([key for key in _ORDER if key in rows], kind="stable")
     write_table(path, rows)
@@ -63,10 +73,11 @@ def merge(path: Path, rows: pd.DataFrame) -> None:
 def smallest_sizes(sweeps: pd.DataFrame) -> pd.DataFrame:
     """The least that must be kept for a drop of accuracy of at most 0.5 and 1.0 points.
 
-    The tolerance is chosen on held-out samples: of those at which the drop there, mean over seeds,
-    is within `largest_drop`, the one that keeps the smallest fraction, mean over seeds. What the
-    choice costs on the test set is reported beside it. Settings that lack a seed of their network
-    are left out; each number of calibration samples is a group of its own.
+    The tolerance, or the value of another goal, is chosen on held-out samples: of those at which
+    the drop there, mean over seeds, is within `largest_drop`, the one that keeps the smallest
+    fraction, mean over seeds. What the choice costs on the test set is reported beside it. Settings
+    that lack a seed of their network are left out; each number of calibration samples is a group of
+    its own.
 
     Parameters
     ----------
@@ -76,11 +87,10 @@ def smallest_sizes(sweeps: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        For each group, `largest_drop` and what is `counted` (weights or bytes): the
-        `relative_tolerance` chosen, the number of `seeds`, `fraction` kept of the dense layers with
-        its least and largest over seeds, `accuracy_drop_held_out`, and `accuracy_drop` on the test
-        set with its least and largest; drops in points. Where no tolerance keeps the drop, there
-        is no row.
+        For each group, `largest_drop` and what is `counted` (weights or bytes): the value `wanted`
+        that was chosen, the number of `seeds`, `fraction` kept of the dense layers with its least
+        and largest over seeds, `accuracy_drop_held_out`, and `accuracy_drop` on the test set with
+        its least and largest; drops in points. Where no value keeps the drop, there is no row.
     """
     settings = with_all_seeds(sweeps).groupby(SETTING)
     tables = [

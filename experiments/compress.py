@@ -9,7 +9,9 @@ A run that is finished already is skipped, one that failed is tried again.
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -18,12 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ddlr import CompressionResult, LayerReport
-from experiments.cache import Prepared, SolveMemory, prepare
+import ddlr
+from ddlr import CompressionResult, GoalReport, LayerReport
+from ddlr.allocate import TOLERANCES, layer_options
+from experiments.cache import Prepared, SolveMemory, alone, prepare, remembered_options
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
 from experiments.records import provenance, write_json
 from experiments.sweeping import command, group_of, layer_bar, note_outcome, set_verbosity
+from experiments.tables import ONE_TOLERANCE
 from experiments.tracking import track
 from experiments.training import choose_device
 from experiments.units import (
@@ -32,6 +37,7 @@ from experiments.units import (
     choices,
     claim,
     describe,
+    goal_of,
     read_record,
     record_path,
     run_key,
@@ -104,21 +110,25 @@ def run(cfg: DictConfig, group: str, job: int = 0) -> tuple[dict, bool]:
 
 def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
     prepared = prepare(cfg, device)
+    goal, _ = goal_of(cfg)
     with layer_bar(cfg, describe(cfg), len(prepared.captured.layers)) as on_layer:
         # Passed only where they are wanted, so that a method need not know of them.
         wanted = {} if cfg.workers == 1 else {"workers": cfg.workers}
-        if on_layer is not None:
+        if on_layer is not None and goal == ONE_TOLERANCE:
             wanted["on_layer"] = on_layer
         # Methods that have orders and refits share solves among them.
         if cfg.cache.enabled and "order" in cfg.method:
             wanted["memory"] = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib)
-        compressed = build(
-            cfg.method, model=prepared.network, calibration=prepared.captured, **wanted
-        )
+        compress = partial(build, cfg.method, **wanted)
+        if goal == ONE_TOLERANCE:
+            compressed = compress(model=prepared.network, calibration=prepared.captured)
+        else:
+            compressed = _to_goal(cfg, prepared, compress, device)
     row = {
         "run": key,
         **choices(cfg),
-        **judge(prepared, compressed, choices(cfg)["order"]),
+        **judge(prepared, compressed),
+        **_goal_measures(compressed.goal),
         "seconds": round(sum(report.seconds for report in compressed.layers), 3),
     }
     errors = layer_errors(prepared.judged, compressed)
@@ -129,7 +139,46 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
     return {"row": row, "layers": layers, "checkpoint": prepared.checkpoint}
 
 
-def judge(prepared: Prepared, compressed: CompressionResult, order: str) -> dict:
+def _to_goal(
+    cfg: DictConfig, prepared: Prepared, compress: Callable, device: torch.device
+) -> CompressionResult:
+    """Compress to the goal of a run, its held-out samples being those that choose settings."""
+    goal, wanted = goal_of(cfg)
+
+    def method(model, captured, **changes) -> CompressionResult:
+        return compress(model=model, calibration=captured, **changes)
+
+    apart = {"refit": alone(cfg), "order": "parallel"}
+    each_alone = partial(method, **{key: apart[key] for key in apart if key in cfg.method})
+    tolerances = TOLERANCES if cfg.goal.tolerances is None else tuple(cfg.goal.tolerances)
+    network, captured = prepared.network, prepared.captured
+    options = remembered_options(
+        cfg, device, lambda: layer_options(each_alone, network, captured, tolerances)
+    )
+    held_out = prepared.judged.held_out
+    return ddlr.compress_to_goal(
+        *(method, network, captured),
+        **{goal: wanted},
+        held_out=(held_out.images, held_out.labels),
+        options=options,
+    )
+
+
+def _goal_measures(report: GoalReport | None) -> dict:
+    """How a goal was met; nothing for a run without one."""
+    if report is None:
+        return {}
+    low, high = report.interval or (None, None)
+    return {
+        "goal_measured": report.measured,
+        "goal_low": low,
+        "goal_high": high,
+        "goal_met": report.met,
+        "networks_tried": report.tried,
+    }
+
+
+def judge(prepared: Prepared, compressed: CompressionResult) -> dict:
     """Size, accuracy and certificates of a compressed network, measured alike for all methods."""
     dense, dense_held_out = prepared.judged.accuracy, prepared.judged.accuracy_held_out
     after = accuracy(compressed.model, prepared.judged.test)
@@ -144,7 +193,8 @@ def judge(prepared: Prepared, compressed: CompressionResult, order: str) -> dict
         "accuracy_dense_held_out": round(dense_held_out, 4),
         "accuracy_held_out": round(held_out, 4),
         "accuracy_drop_held_out": round(dense_held_out - held_out, 4),
-        **output_measures(prepared.judged, compressed, order),
+        **output_measures(prepared.judged, compressed),
+        "output_bound": ddlr.output_bound(prepared.network, compressed, prepared.captured),
         "worst_violation": max(report.violation for report in compressed.layers),
         "worst_relative_gap": max(abs(report.relative_gap) for report in compressed.layers),
         "status": "+".join(statuses) or "converged",

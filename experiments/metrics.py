@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ddlr import CapturedLayers, CompressionResult, capture
 from ddlr.capture import run_batches
 from ddlr.layers import BYTES_A_VALUE, layer_size
-from ddlr.proximal import spectral_norm
 from experiments.data import Split
 
 _EVALUATION_BATCH = 1000
@@ -72,8 +71,6 @@ class Judged:
         The network's outputs on them.
     held_out_layers : dict
         Layer name to its inputs and, after the activation, its outputs on the held-out samples.
-    target_norms : dict
-        Layer name to the Frobenius norm of its outputs on the calibration samples.
     activations : dict
         Layer name to "relu" or "none".
     """
@@ -85,7 +82,6 @@ class Judged:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     held_out_layers: dict[str, tuple[Tensor, Tensor]]
-    target_norms: dict[str, float]
     activations: dict[str, str]
 
 
@@ -109,9 +105,6 @@ def judge_dense(
             name: (record.inputs, _activated(record.outputs, activations[name]))
             for name, record in records.items()
         },
-        target_norms={
-            layer.name: torch.linalg.vector_norm(layer.targets).item() for layer in captured.layers
-        },
         activations=activations,
     )
 
@@ -128,8 +121,8 @@ def layer_errors(judged: Judged, compressed: CompressionResult) -> dict[str, flo
 
 
 @torch.no_grad()
-def output_measures(judged: Judged, compressed: CompressionResult, order: str) -> dict:
-    """Error of the network's outputs, relative to those of the original, and the bound on it."""
+def output_measures(judged: Judged, compressed: CompressionResult) -> dict:
+    """Error of the network's outputs, relative to those of the original."""
     errors = {
         name: _relative_error(predict(compressed.model, samples), judged.outputs[name])
         for name, samples in judged.inputs.items()
@@ -137,27 +130,7 @@ def output_measures(judged: Judged, compressed: CompressionResult, order: str) -
     return {
         "output_error": errors["calibration"],
         "output_error_held_out": errors["held_out"],
-        "output_bound": _output_bound(judged, compressed, order),
     }
-
-
-def _output_bound(judged: Judged, compressed: CompressionResult, order: str) -> float:
-    """What the bounds of the layers promise for the outputs on the calibration samples, relative.
-
-    For networks whose linear layers end in a chain with nothing but ReLU (and dropout, which
-    evaluation leaves out) between them. ReLU does not lengthen differences, so an error in the
-    inputs of a layer grows by its spectral norm at most, and the layer's own is added. In cascade
-    order the last layer's bound holds for the compressed inputs already.
-    """
-    total = 0.0
-    for report in compressed.layers:
-        own = report.relative_tolerance * (1 + report.violation) * judged.target_norms[report.name]
-        if order == "cascade":
-            total = own
-            continue
-        weight = compressed.model.get_submodule(report.name).weight
-        total = total * spectral_norm(weight.detach()) + own
-    return total / judged.target_norms[compressed.layers[-1].name]
 
 
 def _activated(outputs: Tensor, activation: str) -> Tensor:

@@ -1,7 +1,9 @@
 """How the tables of results are read: names and their order, settings, the frontier of a method.
 
 Needs neither torch nor a network. A *setting* is everything about a run but its seed; a *variant*
-is a method with its output set, refit and order.
+is a method with its output set, refit and order. What a run was to reach is its *goal* and the
+value *wanted*: one relative tolerance for all layers, or a goal for the network, for which each
+layer has its own.
 """
 
 from collections.abc import Iterable
@@ -30,6 +32,8 @@ SHORT_TITLES = {
     "mlp_digits": "MLP on\ndigits",
 }
 METHOD_TITLES = {
+    "fewest_weights": "fewest weights (rank and inputs)",
+    "lowest_rank": "lowest rank",
     "ddlr": "DDLR (nuclear norm)",
     "nettrim": "Net-Trim (l1)",
     "nettrim_protocol": "Net-Trim, its own protocol",
@@ -52,16 +56,33 @@ MADE_BY = {
     "finetune": "python -m experiments.finetune",
 }
 VARIANT = ["method", "constraint", "refit", "order"]
-GROUP = ["dataset", "model", *VARIANT, "calibration_samples"]
-SETTING = [*GROUP, "relative_tolerance"]
+GROUP = ["dataset", "model", *VARIANT, "calibration_samples", "goal"]
+SETTING = [*GROUP, "wanted"]
+ONE_TOLERANCE = "relative_tolerance"  # the goal of a run that has no other
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """A table, with the keys of runs as text also where they consist of digits."""
     table = pd.read_csv(path, dtype={"run": str})
+    if "relative_tolerance" in table and "calibration_samples" in table:
+        table = with_goals(table)
     if {"bytes_stored", "bytes_dense"} <= set(table):
         table["bytes_fraction"] = table["bytes_stored"] / table["bytes_dense"]
     return table
+
+
+def with_goals(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with the goals of those that were written down before there were any."""
+    goals = runs.reindex(columns=["goal", "wanted"])
+    return runs.assign(
+        goal=goals["goal"].astype(object).fillna(ONE_TOLERANCE),
+        wanted=goals["wanted"].fillna(runs["relative_tolerance"]),
+    )
+
+
+def at_one_tolerance(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with one tolerance for all layers."""
+    return runs[runs["goal"] == ONE_TOLERANCE]
 
 
 def read_tables(results: Path) -> dict[str, pd.DataFrame]:

@@ -19,6 +19,7 @@ from experiments.checkpoints import checkpoint_path
 from experiments.data import data_sha256
 from experiments.locking import holder, locked
 from experiments.records import file_sha256, identity
+from experiments.tables import ONE_TOLERANCE
 
 FINISHED, RUNNING, FAILED, MISSING = "finished", "running", "failed", "missing"
 FINISHED_IN = ("records", "tables")
@@ -131,11 +132,27 @@ def state(cfg: DictConfig, key: str) -> tuple[str, dict | None]:
     return (record["state"] if record else MISSING), record
 
 
+def goal_of(cfg: DictConfig) -> tuple[str, float]:
+    """What a run compresses to: one tolerance for all layers, or the goal that is set.
+
+    Raises
+    ------
+    ValueError
+        If more than one goal is set; names them.
+    """
+    wanted = {name: value for name, value in cfg.goal.items() if value is not None}
+    wanted.pop("tolerances", None)
+    if len(wanted) > 1:
+        raise ValueError(f"goal has {', '.join(wanted)}; set one of them")
+    return next(iter(wanted.items()), (ONE_TOLERANCE, cfg.method.relative_tolerance))
+
+
 def choices(cfg: DictConfig) -> dict:
     """What the run is, under the names of the tables' columns.
 
     A method whose config has no constraint is held to the bound in the sense of the hinge set.
     """
+    goal, wanted = goal_of(cfg)
     return {
         "dataset": cfg.dataset.name,
         "model": cfg.model.name,
@@ -144,7 +161,9 @@ def choices(cfg: DictConfig) -> dict:
         "refit": cfg.method.get("refit", "none"),
         "order": cfg.method.get("order", "parallel"),
         "seed": cfg.seed,
-        "relative_tolerance": cfg.method.relative_tolerance,
+        "goal": goal,
+        "wanted": wanted,
+        "relative_tolerance": wanted if goal == ONE_TOLERANCE else None,
         "calibration_samples": cfg.calibration_samples,
     }
 
@@ -153,8 +172,15 @@ def describe(cfg: DictConfig) -> str:
     """The run in a few words, for people: what is not as the paper has it is named."""
     chosen = choices(cfg)
     words = ["{model}", "{method}", "{constraint}"]
-    words += ["refit"] * (chosen["refit"] != "none") + ["cascade"] * (chosen["order"] == "cascade")
-    words += ["{relative_tolerance:g}", "seed", "{seed},", "{calibration_samples}", "samples"]
+    refit = {"none": [], "fixed": ["refit"]}.get(chosen["refit"], ["{refit} refit"])
+    words += refit + ["cascade"] * (chosen["order"] == "cascade")
+    words += ["{goal}"] * (chosen["goal"] != ONE_TOLERANCE) + [
+        "{wanted:g}",
+        "seed",
+        "{seed},",
+        "{calibration_samples}",
+        "samples",
+    ]
     return " ".join(words).format(**chosen)
 
 
@@ -163,6 +189,9 @@ def settings(cfg: DictConfig) -> dict:
     nodes = OmegaConf.to_container(cfg, resolve=True)
     nodes["dataset"].pop("root")
     nodes["model"].pop("training")
-    return {
-        key: nodes[key] for key in ("dataset", "model", "method", "seed", "calibration_samples")
-    }
+    kept = ["dataset", "model", "method", "seed", "calibration_samples"]
+    if goal_of(cfg)[0] != ONE_TOLERANCE:
+        nodes["method"].pop("relative_tolerance")
+        nodes["goal"] = {name: value for name, value in nodes["goal"].items() if value is not None}
+        kept.append("goal")
+    return {key: nodes[key] for key in kept}

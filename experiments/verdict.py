@@ -23,6 +23,7 @@ from experiments.tables import (
     MADE_BY,
     NETWORK_TITLES,
     at_main_samples,
+    at_one_tolerance,
     in_order,
     read_tables,
     size_at_drop,
@@ -81,17 +82,20 @@ class Claim:
 
 
 class Tables:
-    """The tables, reduced to what verdicts are about: all seeds, the main number of samples.
+    """The tables, reduced to what verdicts are about.
+
+    That is one tolerance for all layers, all seeds, and the main number of samples.
 
     A table that is missing is empty.
     """
 
     def __init__(self, tables: dict[str, pd.DataFrame]):
-        self.sweeps = with_all_seeds(at_main_samples(tables["sweeps"]))
+        sweeps = at_one_tolerance(tables["sweeps"])
+        self.sweeps = with_all_seeds(at_main_samples(sweeps))
         layers, sizes = tables.get("layers"), tables.get("sizes")
         nothing = pd.DataFrame()
         self.layers = nothing if layers is None else layers[layers["run"].isin(self.sweeps["run"])]
-        self.sizes = nothing if sizes is None else at_main_samples(sizes)
+        self.sizes = nothing if sizes is None else at_main_samples(at_one_tolerance(sizes))
         self.inference = tables.get("inference", nothing)
 
     def networks(self) -> list[str]:
@@ -120,7 +124,7 @@ def fewer_parameters(tables: Tables, model: str, variant: tuple[str, str]) -> Ou
     numbers = (
         _spread(100 * row["fraction"], 100 * row["fraction_min"], 100 * row["fraction_max"], 1),
         _spread(row["accuracy_drop"], row["accuracy_drop_min"], row["accuracy_drop_max"], 2),
-        f"{row['relative_tolerance']:g}",
+        f"{row['wanted']:g}",
         f"{row['seeds']:.0f}",
     )
     small = row["fraction"] <= KEPT_AT_MOST and row["accuracy_drop"] <= LOSS_AT_MOST

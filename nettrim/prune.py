@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.compress import check_refit
-from ddlr.layerwise import CapturedLayers, LayerProblem, LayerSolver, compress_layers
+from ddlr.layerwise import (
+    CapturedLayers,
+    LayerProblem,
+    LayerSolver,
+    capture_layers,
+    compress_layers,
+)
+from ddlr.network_refit import refit_result
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 from nettrim.sparse import refit_sparse, solve_sparse
 
@@ -36,9 +43,10 @@ def prune(
 
     Parameters, return value and errors are those of `ddlr.compress`, and
 
-    refit : {"none", "fixed"}
+    refit : {"none", "fixed", "network"}
         "fixed" moves each solved weight, on its support, to a smaller output error. See
-        `nettrim.refit_sparse`.
+        `nettrim.refit_sparse`. "network" then trains all nonzeros together towards the original
+        outputs, without labels. See `ddlr.refit_network`.
     penalise_bias : bool
         Whether the bias counts in the l1 norm, as a further column of the weight. So it does in
         Net-Trim's own code; here it is free unless asked for.
@@ -49,6 +57,27 @@ def prune(
     arXiv 1806.06457: the parallel and the cascade scheme.
     """
     check_refit(refit)
+    if refit == "network":
+        if not isinstance(calibration, CapturedLayers):
+            calibration = capture_layers(model, calibration, layers=layers, activations=activations)
+            activations = None
+        layer_by_layer = prune(
+            *(model, calibration),
+            relative_tolerance=relative_tolerance,
+            constraint=constraint,
+            refit="fixed",
+            order=order,
+            penalise_bias=penalise_bias,
+            layers=layers,
+            activations=activations,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            raise_on_failure=raise_on_failure,
+            workers=workers,
+            on_layer=on_layer,
+            memory=memory,
+        )
+        return refit_result(model, layer_by_layer, calibration)
     options = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
     if penalise_bias:
         options["penalise_bias"] = True

@@ -117,6 +117,8 @@ def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[d
     error = tolerance * len(layers) ** 0.5 * (0.7 if refitted else 1) * random.uniform(0.9, 1.1)
     row = {
         **about,
+        "goal": "relative_tolerance",
+        "wanted": tolerance,
         "relative_tolerance": tolerance,
         "calibration_samples": run["samples"],
         **total,
