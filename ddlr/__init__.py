@@ -5,6 +5,7 @@ from ddlr.allocate import compress_to_goal
 from ddlr.capture import capture
 from ddlr.certificate import Certificate, certify
 from ddlr.compress import compress
+from ddlr.input_selection import fewest_weights
 from ddlr.layers import LowRankLinear
 from ddlr.layerwise import CapturedLayers, capture_layers
 from ddlr.low_rank import solve_low_rank
@@ -37,6 +38,7 @@ __all__ = [
     "certify",
     "compress",
     "compress_to_goal",
+    "fewest_weights",
     "lowest_rank",
     "output_bound",
     "refit_low_rank",

@@ -4,7 +4,6 @@ Works for every method of `ddlr.layerwise.compress_layers`, since all that is al
 relative tolerance a layer.
 """
 
-import copy
 import dataclasses
 import functools
 import logging
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddlr.capture import outputs_of
-from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, replace_layer
+from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers
 from ddlr.network_bound import output_bound
 from ddlr.result import CompressionResult, GoalReport
 
@@ -231,16 +230,15 @@ def layer_options(
     """
     original = outputs_of(model, captured.batches)
     options = {layer.name: [Option(0.0, layer.weight.numel(), 0.0)] for layer in captured.layers}
-    for tolerance in tolerances:
-        result = compress(model, captured, relative_tolerance=tolerance)
-        for report in result.layers:
-            if report.parameters_kept >= options[report.name][-1].parameters:
+    for layer in captured.layers:
+        alone = CapturedLayers((layer,), captured.batches)
+        for tolerance in tolerances:
+            result = compress(model, alone, relative_tolerance=tolerance)
+            [report] = result.layers
+            if report.parameters_kept >= options[layer.name][-1].parameters:
                 continue
-            alone = copy.deepcopy(model)
-            layer = result.model.get_submodule(report.name)
-            alone = replace_layer(alone, report.name, layer)
-            effect = divergence(original, outputs_of(alone, captured.batches))
-            options[report.name].append(Option(tolerance, report.parameters_kept, effect))
+            effect = divergence(original, outputs_of(result.model, captured.batches))
+            options[layer.name].append(Option(tolerance, report.parameters_kept, effect))
     return options
 
 
@@ -273,13 +271,8 @@ def reach(
             tried[index] = result, measure(result)
         return tried[index][1].met
 
-    budget = _budget(goal, captured)
-    if budget is not None:
-        # In cascade the sizes are not quite those that were allocated.
-        index = sum(each.parameters <= budget for each in allocations) - 1
-        while not met(max(index, 0)) and index > 0:
-            index -= 1
-        index = max(index, 0)
+    if _budget(goal, captured) is not None:
+        index = _largest_that_meets(met, allocations, _budget(goal, captured))
     else:
         low, index = -1, len(allocations) - 1
         met(index)  # the largest: nothing is compressed
@@ -296,6 +289,34 @@ def reach(
     if not report.met:
         log.warning("%s=%g can not be met: %g at best", goal.name, goal.wanted, report.measured)
     return dataclasses.replace(result, goal=report)
+
+
+def _largest_that_meets(
+    met: Callable[[int], bool], allocations: Sequence[Allocation], budget: int
+) -> int:
+    """The place of the largest allocation within a budget, by the size of the network it makes.
+
+    Layers together may turn out larger than each alone, in cascade, or smaller, where one of them
+    drops inputs. The search begins where the sizes add up to the budget, in growing steps, and ends
+    by bisection; 0 where no network is within it.
+    """
+    last = len(allocations) - 1
+    place = max(sum(each.parameters <= budget for each in allocations) - 1, 0)
+    step = 1
+    if met(place):
+        within, above = place, last + 1
+        while within < last and met(min(within + step, last)):
+            within, step = min(within + step, last), 2 * step
+        above = min(within + step, last + 1)
+    else:
+        above, within = place, -1
+        while above > 0 and not met(max(above - step, 0)):
+            above, step = max(above - step, 0), 2 * step
+        within = max(above - step, 0)
+    while above - within > 1:
+        middle = (within + above) // 2
+        within, above = (middle, above) if met(middle) else (within, middle)
+    return within
 
 
 def _measure(
@@ -380,10 +401,13 @@ def remember_layers(captured: CapturedLayers) -> Callable:
 
     def memory(compute: Callable, *arguments, **options):
         if isinstance(arguments[1], LayerProblem):
-            inputs, radius = arguments[1].inputs, arguments[1].radius
+            inputs, targets, radius = (
+                getattr(arguments[1], name) for name in ("inputs", "targets", "radius")
+            )
         else:
-            inputs, radius = arguments[0], arguments[2]
-        key = (compute, id(inputs), radius)
+            inputs, targets, radius = arguments
+        # A layer's targets may be those of some outputs only.
+        key = (compute, id(inputs), radius, targets.shape, targets.sum().item())
         if id(inputs) not in known:
             return compute(*arguments, **options)
         if key not in kept:

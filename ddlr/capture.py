@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+_TRIED = 100  # inputs, by `feeds_only`
+
 
 @dataclass
 class LayerRecord:
@@ -160,3 +162,41 @@ def outputs_of(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     """Outputs of a network in evaluation mode, all batches in one, shape (samples, outputs)."""
     with evaluating(model) as device:
         return torch.cat([model(batch.to(device)) for batch in batches]).flatten(1).float()
+
+
+@torch.no_grad()
+def feeds_only(model: nn.Module, name: str, following: str, batch: Tensor) -> bool:
+    """Whether a layer's outputs reach the network's outputs through one other layer alone.
+
+    Tried out on some inputs: the layer's outputs are changed while the other layer is given the
+    inputs that it had. The other layer has to be called once.
+    """
+    batch = batch[:_TRIED]
+    seen: list[Tensor] = []
+
+    def note(_module, arguments):
+        seen.append(arguments[0].clone())
+
+    def give(_module, arguments):
+        return (seen[0], *arguments[1:])
+
+    def change(_module, _arguments, output):
+        return -output - 1
+
+    layer, other = model.get_submodule(name), model.get_submodule(following)
+    with _hooked((other.register_forward_pre_hook, note)):
+        before = outputs_of(model, [batch])
+    if len(seen) != 1:
+        return False
+    with _hooked((layer.register_forward_hook, change), (other.register_forward_pre_hook, give)):
+        return torch.equal(before, outputs_of(model, [batch]))
+
+
+@contextmanager
+def _hooked(*hooks: tuple) -> Iterator[None]:
+    handles = [register(hook) for register, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

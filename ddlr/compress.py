@@ -5,8 +5,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ddlr.admm import CentredInputs
 from ddlr.allocate import compress_to_goal, layer_options, remember_layers
-from ddlr.layers import LowRankLinear, numerical_rank, saves_weights
+from ddlr.input_selection import fewest_weights
+from ddlr.layers import LowRankLinear, numerical_rank, saves_weights, store_linear
 from ddlr.layerwise import (
     REFITS,
     CapturedLayers,
@@ -66,11 +68,13 @@ def compress(
         `ddlr.compress_to_goal`, and `CompressionResult.goal` for how it is met.
     held_out : Tensor, or (Tensor, Tensor)
         For the last two goals: network inputs other than `calibration`, and their classes.
-    method : {"nuclear", "lowest_rank"}
+    method : {"nuclear", "lowest_rank", "fewest_weights"}
         "nuclear" is the convex program of DDLR, with a certificate; "lowest_rank" looks for the
-        lowest rank itself, see `ddlr.lowest_rank`.
+        lowest rank itself, see `ddlr.lowest_rank`; "fewest_weights" also leaves out inputs of a
+        layer that others can make up for, see `ddlr.fewest_weights`, and with them the outputs of
+        the layer before, of which nothing is promised then; it goes from the last layer backwards.
     constraint : {"net_trim", "hinge"}
-        The output set of "nuclear", see `ddlr.solve_low_rank`; "lowest_rank" keeps to "hinge".
+        The output set of "nuclear", see `ddlr.solve_low_rank`; the others keep to "hinge".
     refit : {"none", "fixed", "network"}
         "fixed" moves each solved weight, at its rank, to a smaller output error: the nuclear norm
         finds the rank at the price of shrunken singular values, and the search for the lowest rank
@@ -126,9 +130,13 @@ def compress(
         raise ValueError("give a relative_tolerance or a goal, not both")
     if not has_goal and relative_tolerance is None:
         raise ValueError(f"give a relative_tolerance, or one goal of {tuple(goals)}")
-    if (has_goal or refit == "network") and not isinstance(calibration, CapturedLayers):
-        calibration = capture_layers(model, calibration, layers=layers, activations=activations)
-        activations = None
+    if has_goal or refit == "network":
+        if not isinstance(calibration, CapturedLayers):
+            calibration = capture_layers(model, calibration, layers=layers, activations=activations)
+            activations = None
+        elif layers is not None:
+            calibration = calibration.only(layers)
+        layers = None
     to_tolerance = partial(
         compress,
         method=method,
@@ -161,7 +169,11 @@ def compress(
         )
         return refit_result(model, layer_by_layer, calibration)
     nuclear = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
-    solvers = {"nuclear": (solve_low_rank, nuclear), "lowest_rank": (lowest_rank, {})}
+    solvers = {
+        "nuclear": (solve_low_rank, nuclear),
+        "lowest_rank": (lowest_rank, {}),
+        "fewest_weights": (fewest_weights, {}),
+    }
     if method not in solvers:
         raise ValueError(f"method is {method!r}; choose one of {tuple(solvers)}")
     refit_weight = _refit if refit == "fixed" else None
@@ -171,13 +183,14 @@ def compress(
         calibration,
         relative_tolerance=relative_tolerance,
         solve=solve,
-        store=store_low_rank,
+        store=store_selected if method == "fewest_weights" else store_low_rank,
         layers=layers,
         activations=activations,
         order=order,
         raise_on_failure=raise_on_failure,
         workers=workers,
         on_layer=on_layer,
+        drop_unused=method == "fewest_weights",
     )
 
 
@@ -187,18 +200,27 @@ def check_refit(refit: str) -> None:
 
 
 def _refit(problem: LayerProblem, solved: SolverResult) -> tuple[Tensor, Tensor]:
-    """The best weight of the solved one's rank, unless none of that rank will be stored."""
-    rank = numerical_rank(solved.weight)
-    if rank == 0 or not saves_weights(rank, *solved.weight.T.shape):
-        return solved.weight, solved.bias
-    return refit_low_rank(
-        problem.inputs,
+    """The best weight of the solved one's rank on its inputs, unless it will not be stored."""
+    weight = solved.weight
+    used = (weight != 0).any(dim=0)
+    selected = not bool(used.all())
+    inputs, rank = int(used.sum()), numerical_rank(weight)
+    if not saves_weights(rank, inputs, len(weight)):
+        if not selected:
+            return weight, solved.bias
+        rank = min(inputs, len(weight))
+    if rank == 0:
+        return weight, solved.bias
+    refitted = weight.clone()
+    refitted[:, used], bias = refit_low_rank(
+        CentredInputs(problem.inputs.inputs[:, used]) if selected else problem.inputs,
         problem.targets,
-        solved.weight,
+        weight[:, used],
         solved.bias,
         rank=rank,
         activation=problem.activation,
     )
+    return refitted, bias
 
 
 def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
@@ -209,3 +231,8 @@ def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
     ):
         return None
     return LowRankLinear.from_weight(weight, bias)
+
+
+def store_selected(weight: Tensor, bias: Tensor) -> nn.Module:
+    """As `store_low_rank`, but dense on the inputs that are used where factors are larger."""
+    return store_low_rank(weight, bias) or store_linear(weight, bias)

@@ -93,6 +93,25 @@ def saves_weights(rank: int, in_features: int, out_features: int) -> bool:
     return rank * (in_features + out_features) < in_features * out_features
 
 
+def fewest_stored(rank: int, in_features: int, out_features: int) -> int:
+    """The weights of a layer in the smaller of its two forms, factors and dense."""
+    return min(rank * (in_features + out_features), in_features * out_features)
+
+
+@torch.no_grad()
+def store_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with the given weight and bias."""
+    layer = nn.utils.skip_init(nn.Linear, *weight.T.shape, dtype=weight.dtype, device=weight.device)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer
+
+
+def gives_outputs(layer: nn.Module) -> Tensor:
+    """Which outputs of a layer have weights or a bias, shape (out_features,)."""
+    return (layer.weight != 0).any(dim=1) | (layer.bias != 0)
+
+
 @dataclass(frozen=True)
 class LayerSize:
     """What a layer stores, without its bias.

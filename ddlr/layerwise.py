@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.admm import CentredInputs, WarmStart, check_problem
-from ddlr.capture import LayerRecord, capture, run_batches
+from ddlr.capture import LayerRecord, capture, feeds_only, run_batches
 from ddlr.constraints import ACTIVATIONS, OutputSet
-from ddlr.layers import layer_size, numerical_rank
+from ddlr.input_selection import regress_onto
+from ddlr.layers import gives_outputs, layer_size, numerical_rank
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,
@@ -47,6 +48,8 @@ class CapturedLayer:
     activation : {"relu", "none"}
     weight, bias : Tensor
         Of the layer that was captured; a missing bias is zero.
+    whole_targets : Tensor, optional
+        The targets before those that nothing uses were set to zero.
     """
 
     name: str
@@ -55,6 +58,14 @@ class CapturedLayer:
     activation: str
     weight: Tensor
     bias: Tensor
+    whole_targets: Tensor | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Outputs that are not always zero, but taken for that since nothing uses them."""
+        if self.whole_targets is None:
+            return 0
+        return int(_live(self.whole_targets).sum() - self.live_out.sum())
 
     @cached_property
     def live_in(self) -> Tensor:
@@ -83,6 +94,14 @@ class CapturedLayers:
 
     layers: tuple[CapturedLayer, ...]
     batches: tuple[Tensor, ...]
+
+    def only(self, names: Sequence[str]) -> "CapturedLayers":
+        """The same of some of the layers."""
+        known = {layer.name: layer for layer in self.layers}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"layer {unknown[0]!r} was not captured; captured are {list(known)}")
+        return CapturedLayers(tuple(known[name] for name in names), self.batches)
 
 
 @dataclass(frozen=True)
@@ -199,6 +218,7 @@ def compress_layers(
     raise_on_failure: bool = True,
     workers: int = 1,
     on_layer: Callable[[LayerReport], None] | None = None,
+    drop_unused: bool = False,
 ) -> CompressionResult:
     """Compress linear layers of a network one by one.
 
@@ -237,6 +257,11 @@ def compress_layers(
         the same number of threads a solve the result is the same.
     on_layer : callable, optional
         Is called with each layer's report as soon as it is there.
+    drop_unused : bool
+        Whether a layer is freed from the outputs that the next layer, solved before it, has no
+        weights for. Its bound is then on the others, relative to their norm. So it is where the
+        network has no other use for a layer's outputs, which is tried out, see
+        `ddlr.capture.feeds_only`.
 
     Raises
     ------
@@ -256,6 +281,8 @@ def compress_layers(
             f"workers is {workers}, but in cascade order a layer waits for those before it; "
             "set workers to 1, or order to 'parallel'"
         )
+    if drop_unused and workers > 1:
+        raise ValueError(f"workers is {workers}, but here a layer waits for the next; set it to 1")
     if isinstance(calibration, CapturedLayers):
         batches = calibration.batches
         selected = _select(model, calibration, layers, activations)
@@ -263,15 +290,25 @@ def compress_layers(
         captured = iter(selected)
     else:
         tolerances = _tolerances(relative_tolerance, _linear_layers(model, layers))
-        batches = _batches(calibration) if order == "cascade" else calibration
+        again = order == "cascade" or drop_unused
+        batches = _batches(calibration) if again else calibration
         captured = _capture(model, batches, layers, activations)
 
     compressed = copy.deepcopy(model)
     reports = []
-    if order == "parallel":
-        solutions = _solve_all(captured, tolerances, solve, workers)
+    known = {}
+    if drop_unused:
+        captured, known = _solve_backwards(model, list(captured), tolerances, solve, batches)
+    if order == "cascade":
+        if drop_unused:
+            captured = (_on_used_inputs(layer, known[layer.name]) for layer in captured)
+        solutions = _solve_in_cascade(
+            *(captured, tolerances, solve, lambda: compressed, batches, known)
+        )
+    elif drop_unused:
+        solutions = ((layer, tolerances[layer.name], known[layer.name]) for layer in captured)
     else:
-        solutions = _solve_in_cascade(captured, tolerances, solve, lambda: compressed, batches)
+        solutions = _solve_all(captured, tolerances, solve, workers)
     for layer, bound, solved in solutions:
         if isinstance(solved, ConvergenceError):
             if raise_on_failure:
@@ -429,8 +466,12 @@ def _solve_in_cascade(
     solve: Callable[[LayerProblem], SolverResult],
     compressed_so_far: Callable[[], nn.Module],
     batches: Iterable[Tensor],
+    known: Mapping[str, SolverResult | ConvergenceError | None],
 ) -> Iterator[tuple[CapturedLayer, float, SolverResult | ConvergenceError | None]]:
-    """As `_solve_all`, each layer on the inputs that the compressed layers before it give."""
+    """As `_solve_all`, each layer on the inputs that the compressed layers before it give.
+
+    `known` has solutions on the original inputs, for the first layer.
+    """
     original_inputs = True
     for layer in captured:
         bound = tolerances[layer.name]
@@ -440,9 +481,74 @@ def _solve_in_cascade(
         if not original_inputs:
             layer = _with_inputs_of(compressed_so_far(), layer, batches)
             bound = max(bound, _CASCADE_SLACK * _error_of_original(layer))
-        problem = dataclasses.replace(_problem(layer, bound), original_inputs=original_inputs)
-        yield layer, bound, _solve(problem, solve)
+        if original_inputs and layer.name in known:
+            yield layer, bound, known[layer.name]
+        else:
+            problem = dataclasses.replace(_problem(layer, bound), original_inputs=original_inputs)
+            yield layer, bound, _solve(problem, solve)
         original_inputs = False
+
+
+def _solve_backwards(
+    model: nn.Module,
+    captured: list[CapturedLayer],
+    tolerances: Mapping[str, float],
+    solve: Callable[[LayerProblem], SolverResult],
+    batches: Sequence[Tensor],
+) -> tuple[list[CapturedLayer], dict[str, SolverResult | ConvergenceError | None]]:
+    """Solve layers from the last to the first, each for the outputs that the next one uses.
+
+    On the original network's activations. Returns the layers, targets that are not used being
+    zero, and the solutions by name.
+    """
+    layers, solutions = [], {}
+    following = None
+    for layer in reversed(captured):
+        if following is not None and feeds_only(model, layer.name, following.name, batches[0]):
+            layer = _with_targets(layer, layer.targets * _used_inputs(following, solutions))
+        bound = tolerances[layer.name]
+        solutions[layer.name] = _solve(_problem(layer, bound), solve) if bound else None
+        layers.insert(0, layer)
+        following = layer
+    return layers, solutions
+
+
+def _used_inputs(layer: CapturedLayer, solutions: Mapping) -> Tensor:
+    """Which of a layer's inputs its solved weight is not zero for."""
+    solved = _solution(solutions[layer.name])
+    if solved is None:
+        return layer.live_in
+    used = torch.zeros_like(layer.live_in)
+    used[layer.live_in] = (solved.weight != 0).any(dim=0)
+    return used
+
+
+def _solution(solved: SolverResult | ConvergenceError | None) -> SolverResult | None:
+    return solved.result if isinstance(solved, ConvergenceError) else solved
+
+
+def _with_targets(layer: CapturedLayer, targets: Tensor) -> CapturedLayer:
+    changed = dataclasses.replace(layer, targets=targets, whole_targets=layer.targets)
+    vars(changed)["live_inputs"] = layer.live_inputs  # the inputs are the same
+    return changed
+
+
+def _on_used_inputs(
+    layer: CapturedLayer, solved: SolverResult | ConvergenceError | None
+) -> CapturedLayer:
+    """The layer with its weight regressed on the inputs its solved weight uses, for live outputs."""
+    result = _solution(solved)
+    if result is None:
+        return layer
+    used = (result.weight != 0).any(dim=0).nonzero()[:, 0]
+    start = WarmStart(layer.weight[:, layer.live_in], layer.bias)
+    regressed = regress_onto(layer.live_inputs, used, start)
+    weight = torch.zeros_like(layer.weight)
+    weight[:, layer.live_in.nonzero()[:, 0][used]] = regressed.weight
+    weight *= layer.live_out[:, None]
+    changed = dataclasses.replace(layer, weight=weight, bias=regressed.bias * layer.live_out)
+    vars(changed)["live_inputs"] = layer.live_inputs
+    return changed
 
 
 def _with_inputs_of(
@@ -497,12 +603,13 @@ def _stored(
     store: Callable[[Tensor, Tensor], nn.Module | None],
 ) -> nn.Module:
     """The layer that takes the original's place: the solved one where that is smaller."""
-    if solved is None:
+    if solved is None and not captured.dropped:
         return original
     live_in, live_out = captured.live_in, captured.live_out
-    layer = store(
-        *(_embed(solved.weight, live_out, live_in), _embed(solved.bias[:, None], live_out)[:, 0])
-    )
+    layer = None
+    if solved is not None:
+        bias = _embed(solved.bias[:, None], live_out)[:, 0]
+        layer = store(_embed(solved.weight, live_out, live_in), bias)
     if layer is None:
         layer = copy.deepcopy(original)
         with torch.no_grad():
@@ -540,6 +647,7 @@ def _report(
         relative_gap=solved.relative_gap if solved else math.nan,
         iterations=solved.iterations if solved else 0,
         seconds=solved.seconds if solved else 0.0,
+        outputs_dropped=captured.dropped,
     )
 
 
@@ -566,6 +674,8 @@ def measured_again(result: CompressionResult, captured: CapturedLayers) -> Compr
         if result.order == "cascade" and reports:
             layer = _with_inputs_of(result.model, layer, captured.batches)
         stored = result.model.get_submodule(report.name)
+        if report.outputs_dropped:
+            layer = _with_targets(layer, layer.targets * gives_outputs(stored))
         error, violation = _errors(stored, layer, report.relative_tolerance)
         reports.append(dataclasses.replace(report, relative_error=error, violation=violation))
     return dataclasses.replace(result, layers=tuple(reports))

@@ -17,7 +17,7 @@ _ITERATIONS_A_CHECK = 10
 _ITERATIONS_A_LOOK = 5
 _ROWS_AT_ONCE = 512
 _FIRST_GUESS = 0.85  # of the closed form's rank
-_VIOLATION = 1e-3
+WITHIN = 1e-3  # above the radius, relative to it
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def lowest_rank(
         dual=weight.new_empty(0),
         seconds=time.perf_counter() - started,
     )
-    if result.violation > _VIOLATION:
+    if result.violation > WITHIN:
         raise ConvergenceError(
             f"no rank is within the radius of {radius:g}: at rank {rank} the error is "
             f"{1 + result.violation:.4g} times that",

@@ -99,6 +99,9 @@ class LayerReport:
         max(0, ||D||_F / radius - 1) of the stored layer.
     status, relative_gap, iterations, seconds
         Of the solve that chose the weight.
+    outputs_dropped : int
+        Outputs without weights because the next layer has none for them, by "fewest_weights"; of
+        these nothing is promised or measured.
     """
 
     name: str
@@ -118,6 +121,7 @@ class LayerReport:
     relative_gap: float
     iterations: int
     seconds: float
+    outputs_dropped: int = 0
 
 
 @dataclass(frozen=True)

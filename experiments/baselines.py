@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from ddlr.compress import store_low_rank
 from ddlr.constraints import OutputSet
+from ddlr.layers import store_linear
 from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, compress_layers
 from ddlr.network_refit import refit_result
 from ddlr.reduced_rank import lowest_truncation
 from ddlr.result import CompressionResult, LayerReport, SolverResult, SolverStatus
-from nettrim.prune import store_linear
 
 REFITS = ("none", "network")
 Calibration = Tensor | Iterable[Tensor] | CapturedLayers

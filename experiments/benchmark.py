@@ -13,8 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import hydra
 import matplotlib
@@ -31,6 +33,8 @@ from ddlr import (
     SolverResult,
     WarmStart,
     capture_layers,
+    lowest_rank,
+    refit_low_rank,
     solve_low_rank,
 )
 from ddlr.certificate import certify
@@ -41,6 +45,7 @@ from experiments.configuration import CONFIG_PATH
 from experiments.plain_admm import plain_admm
 from experiments.records import write_whole
 from experiments.reference import NORMS, choose_solver, solve_reference
+from experiments.targets import ONE_RANK, RANK_SEARCH
 from experiments.training import choose_device
 from nettrim import solve_sparse
 
@@ -50,6 +55,7 @@ SOLVERS = {"nuclear": solve_low_rank, "l1": solve_sparse}
 _REPETITIONS = 15
 _ITERATIONS_A_TRACE_POINT = 10
 _ITERATIONS_A_JUDGEMENT = 50
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,60 @@ def tolerance_path(cfg: DictConfig, device: torch.device) -> list[dict]:
     return rows
 
 
+def rank_search(cfg: DictConfig, device: torch.device) -> list[dict]:
+    """The search for a trained layer's lowest rank, and the best weight of one rank.
+
+    What is timed begins with the eigenvectors of the inputs, which all solves of a layer share, and
+    includes all else, also the projection of the inputs on them.
+    """
+    settings = cfg.lowest_rank
+    own = cfg.copy()
+    own.model, own.layer.position = settings.model, settings.position
+    layer = trained_layer(own, device, settings.samples)
+    eigen = CentredInputs(layer.inputs).eigen
+
+    def geometry() -> CentredInputs:
+        inputs = CentredInputs(layer.inputs)
+        vars(inputs)["eigen"] = eigen  # fills in the cached property
+        return inputs
+
+    def search(relative_tolerance: float) -> SolverResult:
+        return lowest_rank(
+            *(geometry(), layer.targets, layer.radius(relative_tolerance)),
+            activation=layer.activation,
+            warm_start=layer.start,
+        )
+
+    def fit(rank: int) -> tuple[Tensor, Tensor]:
+        # Begins at the truncation in the metric of the inputs, that is, at the closed form.
+        return refit_low_rank(
+            *(geometry(), layer.targets, layer.start.weight, layer.start.bias),
+            rank=rank,
+            activation=layer.activation,
+        )
+
+    common = {"norm": "rank", "solver": "ours", **layer.shape}
+    rows, ranks = [], {}
+    for relative_tolerance in settings.relative_tolerances:
+        pair, seconds, found = _median_by_pairs(layer, partial(search, relative_tolerance))
+        ranks[relative_tolerance] = rank = int(found.objective)
+        row = {"case": "search", **common, "rank": rank}
+        row |= {"relative_tolerance": relative_tolerance, "pair_seconds": pair}
+        error = _relative_error(layer, found.weight, found.bias)
+        rows.append({**row, **_numbers(found), "seconds": seconds, "relative_error": error})
+        log.info(
+            "tolerance %g: rank %d in %.2f s, %.1f pairs, %d iterations",
+            *(relative_tolerance, rank, seconds, seconds / pair, found.iterations),
+        )
+    rank = ranks[settings.one_rank_at]
+    pair, seconds, (weight, bias) = _median_by_pairs(layer, partial(fit, rank))
+    error = _relative_error(layer, weight, bias)
+    row = {"case": "one rank", **common, "rank": rank}
+    rows.append({**row, "pair_seconds": pair, "seconds": seconds, "relative_error": error})
+    log.info("rank %d: error %.4f in %.2f s, %.1f pairs", rank, error, seconds, seconds / pair)
+    return rows
+
+
 def growth(cfg: DictConfig, device: torch.device) -> list[dict]:
     """Time against in_features, out_features and samples."""
     settings = cfg.growth
@@ -246,6 +306,7 @@ def large_layers(cfg: DictConfig, device: torch.device) -> list[dict]:
 PARTS: dict[str, Callable[[DictConfig, torch.device], list[dict]]] = {
     "layer": one_layer,
     "path": tolerance_path,
+    "lowest_rank": rank_search,
     "growth": growth,
     "memory": memory,
     "reference": against_cone_solvers,
@@ -333,14 +394,25 @@ def _all_targets(table: pd.DataFrame) -> list[dict]:
                 "at_most": 4,
             },
         ]
+    one_rank, searches = (
+        _pairs(table, part="lowest_rank", case=case) for case in ("one rank", "search")
+    )
     return [
         *targets,
+        {"what": ONE_RANK, "measured": max(one_rank, default=None), "at_most": 12},
+        {"what": RANK_SEARCH, "measured": max(searches, default=None), "at_most": 50},
         {
             "what": "VGG-16 head, layer 1, nuclear: seconds",
             "measured": value("seconds", part="large", norm="nuclear", in_features=25088),
             "at_most": 120,
         },
     ]
+
+
+def _pairs(table: pd.DataFrame, part: str, case: str) -> list[float]:
+    """The time of each row of a case, in pairs."""
+    rows = table[(table["part"] == part) & (table["case"] == case)]
+    return list(rows["seconds"] / rows["pair_seconds"]) if len(rows) else []
 
 
 def _seconds_an_iteration(table: pd.DataFrame, norm: str) -> float | None:
@@ -416,6 +488,23 @@ def pair_seconds(layer: Layer) -> float:
     return median(times)
 
 
+def _median_by_pairs(
+    layer: Layer, solve: Callable[[], _Result], repetitions: int = 3
+) -> tuple[float, float, _Result]:
+    """Of some runs the median by pairs, which are measured anew before each.
+
+    Returns the time of a pair, that of the run, and its result.
+    """
+    timed = []
+    for _ in range(repetitions):
+        pair = pair_seconds(layer)
+        started = time.perf_counter()
+        result = solve()
+        _synchronise(layer.inputs.device)
+        timed.append((pair, time.perf_counter() - started, result))
+    return sorted(timed, key=lambda each: each[1] / each[0])[repetitions // 2]
+
+
 def peak_bytes(layer: Layer, norm: str, radius: float, gap: float) -> int:
     """Peak resident memory of one solve in a process of its own, beyond what that starts with.
 
@@ -457,12 +546,9 @@ def _resident_bytes(field: str) -> int:
 def _ours(
     layer: Layer, norm: str, relative_tolerance: float, gap: float, repetitions: int = 3
 ) -> dict:
-    """The median of some solves by pairs, which are measured anew before each, as a row."""
-    timed = [
-        (pair_seconds(layer), _solve(layer, norm, relative_tolerance, gap))
-        for _ in range(repetitions)
-    ]
-    pair, result = sorted(timed, key=lambda each: each[1].seconds / each[0])[repetitions // 2]
+    """The median of some solves by pairs, as a row."""
+    solve = partial(_solve, layer, norm, relative_tolerance, gap)
+    pair, _, result = _median_by_pairs(layer, solve, repetitions)
     return {
         "norm": norm,
         "solver": "ours",
@@ -554,6 +640,12 @@ def _numbers(result: SolverResult) -> dict:
     columns = ("iterations", "seconds", "relative_gap", "violation")
     values = {column: getattr(result, column) for column in columns}
     return {**values, "status": result.status.value}
+
+
+def _relative_error(layer: Layer, weight: Tensor, bias: Tensor) -> float:
+    """||D||_F of a weight's outputs, in the sense of the hinge set, relative to the targets'."""
+    outputs = OutputSet(layer.targets, 0.0, layer.activation, "hinge")
+    return outputs.violation(torch.addmm(bias, layer.inputs, weight.T))
 
 
 def _data_bytes(layer: Layer) -> int:

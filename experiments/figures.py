@@ -5,12 +5,15 @@ bars the range over them.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -20,26 +23,35 @@ from experiments.tables import (
     NETWORK_TITLES,
     SHORT_TITLES,
     at_main_samples,
+    at_one_tolerance,
     in_order,
 )
 
-# One style a method in all figures; colours of Okabe and Ito, told apart by every kind of sight.
+# One style a method in all figures; colours of Okabe and Ito, with a purple and a grey, told apart by
+# every kind of sight.
 METHOD_STYLES = {
+    "fewest_weights": {"color": "#000000", "marker": "*"},
+    "lowest_rank": {"color": "#6A1B7A", "marker": "d"},
     "ddlr": {"color": "#0072B2", "marker": "o"},
     "nettrim": {"color": "#D55E00", "marker": "s"},
     "nettrim_protocol": {"color": "#E69F00", "marker": "D"},
     "svd": {"color": "#56B4E9", "marker": "^"},
     "activation_svd": {"color": "#009E73", "marker": "v"},
     "magnitude": {"color": "#CC79A7", "marker": "P"},
-    "magnitude_global": {"color": "#000000", "marker": "X"},
+    "magnitude_global": {"color": "#4D4D4D", "marker": "X"},
     "ddlr_cvxpy": {"color": "#0072B2", "marker": "x"},
     "nettrim_cvxpy": {"color": "#D55E00", "marker": "+"},
 }
 # The two that are compared, and offered each refit and order alike.
 RIVALS = ("ddlr", "nettrim")
+# What this project puts beside them.
+OURS = ("fewest_weights", "lowest_rank")
 # Refit and order: as in the paper, then from the best that was tried downwards.
 AS_PUBLISHED = ("none", "parallel")
 IMPROVED = (("fixed", "cascade"), ("fixed", "parallel"), ("none", "cascade"))
+# Refits of one layer after the other, and that of all layers together.
+LAYER_REFITS = ("none", "fixed")
+NETWORK_REFIT = "network"
 VARIANT_WORDS = {
     ("none", "parallel"): "parallel, no refit",
     ("none", "cascade"): "cascade, no refit",
@@ -48,30 +60,52 @@ VARIANT_WORDS = {
 }
 _THIN = {"linewidth": 1.0, "markersize": 4, "linestyle": "--", "markerfacecolor": "white"}
 _THICK = {"linewidth": 2.0, "markersize": 6}
+_OWN = {"linewidth": 2.6, "markersize": 6.5, "zorder": 3}
 _BASELINE = {"linewidth": 1.1, "markersize": 4.5, "alpha": 0.9}
 # Layers are told apart by shade, from the input to the output.
 _LAYER_COLOURS = ("#000000", "#0072B2", "#009E73", "#E69F00", "#CC79A7")
 # Accuracies further below the dense network are of no use to anybody and would flatten the rest.
 _POINTS_SHOWN = 5
-_SIZE_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
-_INCHES_AN_ENTRY = 2.9  # of a legend
+_SIZE_TICKS = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)
+_INCHES_AN_ENTRY, _INCHES_A_ROW = 2.9, 0.22  # of a legend
 _TIME_TICKS = tuple(step * 10**power for power in range(7) for step in (1, 2, 3, 5, 7))
 _TOLERANCE_TICKS = (0.03, 0.05, 0.1, 0.2, 0.5)
 
 
 def frontier(sweeps: pd.DataFrame, counted: str) -> Figure | None:
-    """Test accuracy against size, one panel a network, all methods.
+    """Test accuracy against size, one panel a network, all methods, one tolerance for all layers.
 
-    Of DDLR and Net-Trim the variant as published, thin, and the best that was tried; of the
-    baselines their one. `counted` is a key of `experiments.tables.FRACTIONS`.
+    Of DDLR and Net-Trim the variant as published, thin, and the best that was tried; of ours the
+    best; of the baselines their one. `counted` is a key of `experiments.tables.FRACTIONS`.
     """
+    return _accuracy_by_size(_layer_by_layer(sweeps), counted, _frontier_lines)
+
+
+def frontier_goals(sweeps: pd.DataFrame, counted: str) -> Figure | None:
+    """Test accuracy against size, one panel a network, sizes allocated to layers for a kept share.
+
+    Of each method its best form without network refit, and, thin, broken and hollow, with it. A
+    point is a share that was asked for. `counted` is a key of `experiments.tables.FRACTIONS`.
+    """
+    allocated = _in_main_set(sweeps[sweeps["goal"] == "kept_fraction"])
+    return _accuracy_by_size(allocated, counted, _goal_lines)
+
+
+Lines = Iterable[tuple[pd.DataFrame, dict]]  # the rows of each line, and its style
+
+
+def _accuracy_by_size(
+    sweeps: pd.DataFrame, counted: str, lines: Callable[[pd.DataFrame], Lines]
+) -> Figure | None:
     sweeps = at_main_samples(sweeps)
     column = FRACTIONS[counted]
     models = in_order(sweeps["model"], NETWORK_TITLES)
+    if not models:
+        return None
     figure, panels, spare = _panels(len(models))
     for axes, model in zip(panels, models, strict=True):
         rows = sweeps[sweeps["model"] == model]
-        for line, style in _frontier_lines(rows):
+        for line, style in lines(rows):
             _draw_line(axes, line, column, style)
         _accuracy_axis(axes, rows["accuracy_dense"].mean())
         _size_axis(axes, rows, column, f"{counted} kept (% of the dense layers)")
@@ -80,23 +114,61 @@ def frontier(sweeps: pd.DataFrame, counted: str) -> Figure | None:
     return figure
 
 
-def _frontier_lines(rows: pd.DataFrame) -> Iterable[tuple[pd.DataFrame, dict]]:
+def _frontier_lines(rows: pd.DataFrame) -> Lines:
     for method in in_order(rows["method"], METHOD_STYLES):
         of_method = rows[rows["method"] == method]
-        for constraint in sorted(of_method["constraint"].unique(), reverse=True):
-            lines = of_method[of_method["constraint"] == constraint]
-            style = dict(METHOD_STYLES[method])
-            words = ", hinge set" if constraint == "hinge" and method in RIVALS else ""
-            if method not in RIVALS:
-                yield lines, {**_BASELINE, **style, "label": METHOD_TITLES[method]}
-                continue
-            short = METHOD_TITLES[method].partition(" (")[0]
-            improved = next((each for each in IMPROVED if len(_variant(lines, each))), None)
-            for variant, weight in ((AS_PUBLISHED, _THIN), (improved, _THICK)):
-                if variant and len(_variant(lines, variant)):
-                    label = f"{short}, {VARIANT_WORDS[variant]}{words}"
-                    dotted = {"linestyle": ":"} if words else {}
-                    yield _variant(lines, variant), {**style, **weight, **dotted, "label": label}
+        if method in OURS:
+            best = _best_variant(of_method)
+            label = f"{_short(method)}, {VARIANT_WORDS[best]}"
+            yield _variant(of_method, best), _style(method, _OWN, label=label)
+        elif method in RIVALS:
+            for constraint in sorted(of_method["constraint"].unique(), reverse=True):
+                yield from _rival_lines(method, of_method[of_method["constraint"] == constraint])
+        else:
+            yield of_method, _style(method, _BASELINE, label=METHOD_TITLES[method])
+
+
+def _rival_lines(method: str, rows: pd.DataFrame) -> Lines:
+    """As published, and at its best where that is another variant; in one output set."""
+    hinge = rows["constraint"].iloc[0] == "hinge"
+    words, dotted = (", hinge set", {"linestyle": ":"}) if hinge else ("", {})
+    improved = _best_variant(rows, IMPROVED)
+    for variant, weight in ((AS_PUBLISHED, _THIN), (improved, _THICK)):
+        if variant and len(_variant(rows, variant)):
+            label = f"{_short(method)}, {VARIANT_WORDS[variant]}{words}"
+            yield _variant(rows, variant), _style(method, weight, **dotted, label=label)
+
+
+def _goal_lines(rows: pd.DataFrame) -> Lines:
+    for method in in_order(rows["method"], METHOD_STYLES):
+        of_method = rows[rows["method"] == method]
+        weight = _OWN if method in OURS else _THICK if method in RIVALS else _BASELINE
+        together = [(NETWORK_REFIT, order) for order in ("cascade", "parallel")]
+        for variants, words, drawn in (
+            ((*IMPROVED, AS_PUBLISHED), "allocated", weight),
+            (together, "network refit", _THIN | {"zorder": weight.get("zorder", 2)}),
+        ):
+            best = _best_variant(of_method, variants)
+            if best:
+                label = f"{_short(method)}, {words}"
+                yield _variant(of_method, best), _style(method, drawn, label=label)
+
+
+def _layer_by_layer(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with one tolerance for all layers, none of which knows of the layers after it."""
+    runs = at_one_tolerance(runs)
+    return runs[runs["refit"].isin(LAYER_REFITS)]
+
+
+def _best_variant(
+    rows: pd.DataFrame, variants: Iterable[tuple[str, str]] = (*IMPROVED, AS_PUBLISHED)
+) -> tuple[str, str] | None:
+    """The first of the variants, from the best one downwards, that there are rows of."""
+    return next((each for each in variants if len(_variant(rows, each))), None)
+
+
+def _of(rows: pd.DataFrame, *methods: str) -> pd.DataFrame:
+    return rows[rows["method"].isin(methods)]
 
 
 def _variant(rows: pd.DataFrame, variant: tuple[str, str]) -> pd.DataFrame:
@@ -105,8 +177,8 @@ def _variant(rows: pd.DataFrame, variant: tuple[str, str]) -> pd.DataFrame:
 
 
 def _draw_line(axes: Axes, rows: pd.DataFrame, column: str, style: dict) -> None:
-    """Accuracy against size over the tolerances."""
-    points = rows.groupby("relative_tolerance")[[column, "accuracy"]].agg(["mean", "min", "max"])
+    """Accuracy against size over the tolerances, or the values of another goal."""
+    points = rows.groupby("wanted")[[column, "accuracy"]].agg(["mean", "min", "max"])
     size, accuracy = 100 * points[column], points["accuracy"]
     axes.plot(size["mean"], accuracy["mean"], **style)
     if rows["seed"].nunique() > 1:
@@ -122,44 +194,69 @@ def _range(table: pd.DataFrame) -> list[pd.Series]:
 
 
 def equal_drop(sizes: pd.DataFrame) -> Figure | None:
-    """The least that DDLR and Net-Trim keep within a held-out drop of accuracy, bars by network.
+    """The least that each method keeps within a held-out drop of accuracy, bars by network.
 
-    As published, and with the refit and order that keep least: each method its own, network by
-    network.
+    DDLR and Net-Trim as published; then each method in the order, refit of layers and goal with
+    which it keeps least, network by network; last ours with network refit. A panel a drop and what
+    is counted.
     """
-    sizes = at_main_samples(sizes[sizes["method"].isin(RIVALS)])
-    sizes = sizes[sizes["constraint"] == _main_constraint(sizes)]
-    if sizes.empty:
+    sizes = _in_main_set(at_main_samples(sizes))
+    bars = _bars(sizes)
+    if not bars:
         return None
-    models = in_order(sizes["model"], NETWORK_TITLES)
-    drops = sorted(sizes["largest_drop"].unique())
-    figure, grid = plt.subplots(
-        len(drops), 2, figsize=(12, 3.6 * len(drops)), squeeze=False, layout="constrained"
-    )
-    bars = [
-        (method, published)
-        for method in in_order(sizes["method"], RIVALS)
-        for published in (True, False)
+    models = in_order(pd.concat([bar.rows["model"] for bar in bars]), NETWORK_TITLES)
+    panels = [
+        (drop, counted) for drop in sorted(sizes["largest_drop"].unique()) for counted in FRACTIONS
     ]
-    width = 0.8 / len(bars)
-    for row, drop in zip(grid, drops, strict=True):
-        for axes, counted in zip(row, FRACTIONS, strict=True):
-            shown = sizes[(sizes["largest_drop"] == drop) & (sizes["counted"] == counted)]
-            for index, (method, published) in enumerate(bars):
-                of_bar = shown[shown["method"] == method]
-                of_bar = _variant(of_bar, AS_PUBLISHED) if published else _smallest(of_bar)
-                places = np.arange(len(models)) + (index - (len(bars) - 1) / 2) * width
-                of_bar = of_bar.set_index("model").reindex(models)
-                _draw_bars(axes, of_bar, places, width, method, published)
-            names = [SHORT_TITLES.get(model, model) for model in models]
-            axes.set_xticks(range(len(models)), names, fontsize=9)
-            axes.tick_params(axis="x", length=0)
-            axes.set_ylabel(f"{counted} kept (% of the dense layers)")
-            axes.set_title(f"{counted}, held-out drop of at most {drop:.1f} points")
-            bare(axes)
-            axes.grid(False, axis="x")
+    figure, grid = _grid(len(panels), 1, width=max(8.0, 2.4 * len(models)), height=2.8)
+    width = 0.86 / len(bars)
+    for axes, (drop, counted) in zip(grid.flat, panels, strict=True):
+        for index, bar in enumerate(bars):
+            shown = bar.rows[(bar.rows["largest_drop"] == drop) & (bar.rows["counted"] == counted)]
+            shown = _smallest(shown).set_index("model").reindex(models)
+            places = np.arange(len(models)) + (index - (len(bars) - 1) / 2) * width
+            _draw_bars(axes, shown, places, width, bar)
+        names = [SHORT_TITLES.get(model, model) for model in models]
+        axes.set_xticks(range(len(models)), names, fontsize=10)
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlim(-0.5, len(models) - 0.5)
+        axes.set_ylabel(f"{counted} kept\n(% of the dense layers)")
+        axes.set_title(f"{counted}, held-out drop of at most {drop:.1f} points")
+        bare(axes)
+        axes.grid(False, axis="x")
     _legend(figure, [grid[0][0]], None)
     return figure
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A bar of each network: the smallest of `rows`, in the colour of `method`."""
+
+    method: str
+    label: str
+    rows: pd.DataFrame
+    fill: str  # "hatched", "full" or "light"
+
+
+def _bars(sizes: pd.DataFrame) -> list[_Bar]:
+    """The bars of `equal_drop` that there are rows of, in their order."""
+    published = _variant(at_one_tolerance(sizes), AS_PUBLISHED)
+    alone = sizes[sizes["refit"].isin(LAYER_REFITS)]
+    together = sizes[sizes["refit"] == NETWORK_REFIT]
+    # Of pruning by magnitude the better one: a threshold a layer, or one for all.
+    kinds = {"magnitude": ("magnitude", "magnitude_global")}
+    bars = [
+        _Bar(method, f"{_short(method)}, as published", _of(published, method), "hatched")
+        for method in RIVALS
+    ]
+    for method in (*RIVALS, "svd", "activation_svd", "magnitude", *reversed(OURS)):
+        name = "magnitude" if method in kinds else _short(method)
+        rows = _of(alone, *kinds.get(method, (method,)))
+        bars.append(_Bar(method, f"{name}, at its best", rows, "full"))
+    refitted = next((method for method in OURS if len(_of(together, method))), OURS[0])
+    label = f"{_short(refitted)}, network refit"
+    bars.append(_Bar(refitted, label, _of(together, refitted), "light"))
+    return [bar for bar in bars if len(bar.rows)]
 
 
 def _smallest(sizes: pd.DataFrame) -> pd.DataFrame:
@@ -167,36 +264,55 @@ def _smallest(sizes: pd.DataFrame) -> pd.DataFrame:
     return sizes.sort_values("fraction", kind="stable").drop_duplicates("model")
 
 
-def _draw_bars(
-    axes: Axes,
-    rows: pd.DataFrame,
-    places: np.ndarray,
-    width: float,
-    method: str,
-    published: bool,
-) -> None:
-    colour = METHOD_STYLES[method]["color"]
-    size = 100 * rows["fraction"]
+def _draw_bars(axes: Axes, rows: pd.DataFrame, places: np.ndarray, width: float, bar: _Bar) -> None:
+    """A bar a network, with its value above ours and "n/a" where there is none."""
+    colour = METHOD_STYLES[bar.method]["color"]
+    faces = {"hatched": "white", "full": colour, "light": to_rgba(colour, 0.25)}
+    size, highest = 100 * rows["fraction"], 100 * rows["fraction_max"]
     axes.bar(
         places,
         size,
         0.92 * width,
-        label=METHOD_TITLES[method].partition(" (")[0]
-        + (", as published" if published else ", its best refit and order"),
-        facecolor="white" if published else colour,
+        label=bar.label,
+        facecolor=faces[bar.fill],
         edgecolor=colour,
-        hatch="////" if published else None,
-        yerr=[size - 100 * rows["fraction_min"], 100 * rows["fraction_max"] - size],
-        error_kw={"linewidth": 1, "capsize": 2},
+        hatch="////" if bar.fill == "hatched" else None,
+        yerr=[size - 100 * rows["fraction_min"], highest - size],
+        error_kw={"linewidth": 1, "capsize": 2, "ecolor": "0.45"},
     )
-    for place in places[size.isna()]:
-        axes.annotate("n/a", (place, 0), ha="center", va="bottom", fontsize=7, color=colour)
+    missing = size.isna()
+    texts = [(place, 0, "n/a") for place in places[missing]]
+    if bar.method in OURS:
+        shown = zip(places[~missing], highest[~missing], size[~missing], strict=True)
+        texts += [(place, top, _percent(value)) for place, top, value in shown]
+    for place, height, text in texts:
+        axes.annotate(
+            text,
+            (place, height),
+            xytext=(0, 1.5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=7.5,
+            color=colour,
+        )
+
+
+def _percent(value: float) -> str:
+    """In two digits, which the width of a bar has room for."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def _main_constraint(rows: pd.DataFrame) -> str | None:
     """Net-Trim's set, as the paper reads, where there are rows of it."""
     found = sorted(rows["constraint"].unique(), reverse=True)
     return found[0] if found else None
+
+
+def _in_main_set(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of the rivals in another output set than the main one."""
+    rival = rows["method"].isin(RIVALS)
+    return rows[~rival | (rows["constraint"] == _main_constraint(rows[rival]))]
 
 
 def layers(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
@@ -244,10 +360,12 @@ def _layer_label(rows: pd.DataFrame, name: str) -> str:
 
 
 def _layers_at_main_samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """The rivals' rows of layers, in the main number of samples and output set."""
-    main = at_main_samples(sweeps)
-    rows = layers[layers["run"].isin(main["run"]) & layers["method"].isin(RIVALS)]
-    return rows[rows["constraint"] == _main_constraint(rows)]
+    """The rivals' rows of layers, in the main number of samples and output set.
+
+    Of runs with one tolerance for all layers, none of which knows of the layers after it.
+    """
+    main = at_main_samples(_layer_by_layer(sweeps))
+    return _in_main_set(_of(layers[layers["run"].isin(main["run"])], *RIVALS))
 
 
 def _published(rows: pd.DataFrame) -> pd.DataFrame:
@@ -261,7 +379,7 @@ def bound(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
     """
     layer_rows = _layers_at_main_samples(sweeps, layers)
     layer_rows = layer_rows[layer_rows["order"] == "parallel"]
-    runs = at_main_samples(sweeps[sweeps["method"].isin(RIVALS)])
+    runs = at_main_samples(_of(_layer_by_layer(sweeps), *RIVALS))
     runs = runs[(runs["order"] == "parallel") & runs["output_bound"].notna()]
     if layer_rows.empty or runs.empty:
         return None
@@ -272,7 +390,7 @@ def bound(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
     )
     figure, row = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
     for axes, (rows, promised, measured, title) in zip(row, panels, strict=True):
-        for place, (method, refit) in enumerate((m, r) for m in RIVALS for r in ("none", "fixed")):
+        for place, (method, refit) in enumerate(product(RIVALS, LAYER_REFITS)):
             shown = rows[(rows["method"] == method) & (rows["refit"] == refit)]
             # Where many promise the same they are set apart, along the diagonal.
             apart = 1.05 ** (place - 1.5) if promised == "relative_tolerance" else 1.0
@@ -299,7 +417,7 @@ def _draw_points(axes: Axes, x: pd.Series, y: pd.Series, method: str, refit: str
         edgecolors=style["color"],
         linewidths=0.7,
         alpha=0.7,
-        label=f"{METHOD_TITLES[method].partition(' (')[0]}, {_refit_words(refit)}",
+        label=f"{_short(method)}, {_refit_words(refit)}",
     )
 
 
@@ -325,10 +443,11 @@ def _diagonal(axes: Axes, promised: pd.Series, measured: pd.Series) -> None:
 def samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
     """Size, accuracy and held-out error of the layers against the number of calibration samples.
 
-    A row a network, at the tolerance that was run with the most numbers of samples.
+    DDLR, Net-Trim and ours in parallel order. A row a network, at the tolerance that was run with
+    the most numbers of samples.
     """
-    rows = sweeps[sweeps["method"].isin(RIVALS) & (sweeps["order"] == "parallel")]
-    rows = rows[rows["constraint"] == _main_constraint(rows)]
+    rows = _in_main_set(_of(_layer_by_layer(sweeps), *RIVALS, *OURS))
+    rows = rows[rows["order"] == "parallel"]
     worst = layers.assign(
         promise_kept=layers["relative_error_held_out"] / layers["relative_tolerance"]
     )
@@ -349,7 +468,8 @@ def samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
         tolerance = numbers[model].idxmax()
         here = rows[(rows["model"] == model) & (rows["relative_tolerance"] == tolerance)]
         for axes, (column, label) in zip(row, quantities.items(), strict=True):
-            for (method, refit), line in here.groupby(["method", "refit"]):
+            for method, refit in product(in_order(here["method"], METHOD_STYLES), LAYER_REFITS):
+                line = _variant(_of(here, method), (refit, "parallel"))
                 points = _over_seeds(line, "calibration_samples", column)
                 if len(points) > 1:
                     style = _variant_style(method, (refit, "parallel"))
@@ -362,15 +482,13 @@ def samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
         row[1].set_ylim(low, max(high, dense) + 0.1 * (high - low))
         row[2].axhline(1, color="black", linestyle=":", linewidth=1)
         row[1].set_title(f"{_network(model)}, tolerance {tolerance:g}")
-    _legend(figure, [grid[0][0]], None)
+    _legend(figure, list(grid.flat), None)
     return figure
 
 
 def _variant_style(method: str, variant: tuple[str, str]) -> dict:
-    style = METHOD_STYLES[method]
     weight = _THIN if variant[0] == "none" else {**_THICK, "markersize": 5}
-    label = f"{METHOD_TITLES[method].partition(' (')[0]}, {VARIANT_WORDS[variant]}"
-    return {**style, **weight, "label": label}
+    return _style(method, weight, label=f"{_short(method)}, {VARIANT_WORDS[variant]}")
 
 
 def _sample_axis(axes: Axes, numbers: list[int]) -> None:
@@ -382,23 +500,24 @@ def _sample_axis(axes: Axes, numbers: list[int]) -> None:
 
 
 def order(sweeps: pd.DataFrame) -> Figure | None:
-    """Parallel order against cascade: test accuracy against weights kept, a row a refit."""
-    rows = at_main_samples(sweeps[sweeps["method"].isin(RIVALS)])
-    rows = rows[rows["constraint"] == _main_constraint(rows)]
+    """Parallel order against cascade: test accuracy against weights kept, a row a refit.
+
+    DDLR, Net-Trim and ours, at one tolerance for all layers.
+    """
+    rows = _in_main_set(at_main_samples(_of(_layer_by_layer(sweeps), *RIVALS, *OURS)))
     cascades = rows[rows["order"] == "cascade"]
     models = in_order(cascades["model"], NETWORK_TITLES)
-    refits = in_order(cascades["refit"], ("none", "fixed"))
+    refits = in_order(cascades["refit"], LAYER_REFITS)
     if not models:
         return None
     figure, grid = _grid(len(refits), len(models))
     for row, refit in zip(grid, refits, strict=True):
         for axes, model in zip(row, models, strict=True):
             here = rows[(rows["model"] == model) & (rows["refit"] == refit)]
-            for method in RIVALS:
-                short = METHOD_TITLES[method].partition(" (")[0]
+            for method in in_order(here["method"], METHOD_STYLES):
                 for how, weight in (("parallel", _THIN), ("cascade", _THICK)):
-                    line = _variant(here[here["method"] == method], (refit, how))
-                    style = {**METHOD_STYLES[method], **weight, "label": f"{short}, {how}"}
+                    line = _variant(_of(here, method), (refit, how))
+                    style = _style(method, weight, label=f"{_short(method)}, {how}")
                     if len(line):
                         _draw_line(axes, line, "kept_fraction", style)
             if here.empty:
@@ -409,7 +528,7 @@ def order(sweeps: pd.DataFrame) -> Figure | None:
             axes.set_ylabel(None)
         row[0].set_ylabel(f"test accuracy (%), {_refit_words(refit)}")
     _titles(grid, models)
-    _legend(figure, [grid[0][0]], None)
+    _legend(figure, list(grid.flat), None)
     return figure
 
 
@@ -481,6 +600,17 @@ def _spectrum_style(method: str, refit: str, rank: int) -> dict:
 # What the figures share.
 
 
+def _short(method: str) -> str:
+    return METHOD_TITLES[method].partition(" (")[0]
+
+
+def _style(method: str, weight: dict, **more) -> dict:
+    style = {**METHOD_STYLES[method], **weight, **more}
+    if style["marker"] == "*":
+        style["markersize"] *= 1.7  # between its tips it is empty, and would look smaller
+    return style
+
+
 def _network(model: str, short: bool = False) -> str:
     title = NETWORK_TITLES.get(model, model)
     return title.partition(", FC")[0].replace(" on ", "\non ") if short else title
@@ -524,6 +654,9 @@ def _legend(figure: Figure, panels: list[Axes], spare: Axes | None) -> None:
         spare.legend(*entries, loc="center", frameon=False)
     else:
         columns = max(1, min(len(handles), int(figure.get_figwidth() / _INCHES_AN_ENTRY)))
+        rows = -(-len(handles) // columns)
+        # Two rows take little from the panels; more would leave a small figure without any.
+        figure.set_figheight(figure.get_figheight() + _INCHES_A_ROW * max(0, rows - 2))
         figure.legend(*entries, loc="outside lower center", frameon=False, ncols=columns)
 
 
@@ -586,6 +719,8 @@ def bare(axes: Axes) -> None:
 FIGURES: dict[str, tuple[Callable[..., Figure | None], tuple[str, ...]]] = {
     "frontier_weights": (lambda sweeps: frontier(sweeps, "weights"), ("sweeps",)),
     "frontier_bytes": (lambda sweeps: frontier(sweeps, "bytes"), ("sweeps",)),
+    "best_weights": (lambda sweeps: frontier_goals(sweeps, "weights"), ("sweeps",)),
+    "best_bytes": (lambda sweeps: frontier_goals(sweeps, "bytes"), ("sweeps",)),
     "equal_drop": (equal_drop, ("sizes",)),
     "layers": (layers, ("sweeps", "layers")),
     "bound": (bound, ("sweeps", "layers")),

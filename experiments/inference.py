@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Measurement, Timer
 
 from ddlr import CompressionResult, LowRankLinear
-from ddlr.layers import BYTES_A_VALUE, layer_size
+from ddlr.layers import BYTES_A_VALUE, layer_size, store_linear
 from experiments.cache import Prepared, SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import size_measures
 from experiments.records import write_whole
 from experiments.units import describe
-from nettrim.prune import store_linear
 
 log = logging.getLogger(__name__)
 

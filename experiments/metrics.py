@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddlr import CapturedLayers, CompressionResult, capture
 from ddlr.capture import run_batches
-from ddlr.layers import BYTES_A_VALUE, layer_size
+from ddlr.layers import BYTES_A_VALUE, gives_outputs, layer_size
 from experiments.data import Split
 
 _EVALUATION_BATCH = 1000
@@ -111,11 +111,19 @@ def judge_dense(
 
 @torch.no_grad()
 def layer_errors(judged: Judged, compressed: CompressionResult) -> dict[str, float]:
-    """Relative output error of each stored layer on its original inputs from held-out samples."""
+    """Relative output error of each stored layer on its original inputs from held-out samples.
+
+    Outputs that were dropped because nothing uses them do not count.
+    """
     errors = {}
-    for name in (report.name for report in compressed.layers):
+    for report in compressed.layers:
+        name = report.name
         inputs, outputs = judged.held_out_layers[name]
-        produced = compressed.model.get_submodule(name)(inputs)
+        stored = compressed.model.get_submodule(name)
+        produced = stored(inputs)
+        if report.outputs_dropped:
+            given = gives_outputs(stored)
+            produced, outputs = produced[:, given], outputs[:, given]
         errors[name] = _relative_error(_activated(produced, judged.activations[name]), outputs)
     return errors
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ddlr.certificate import certify
 from ddlr.compress import store_low_rank
+from ddlr.layers import store_linear
 from ddlr.layerwise import CapturedLayers, LayerProblem, compress_layers
 from ddlr.proximal import L1, NUCLEAR
 from ddlr.result import CompressionResult, ConvergenceError, LayerReport, SolverResult, SolverStatus
-from nettrim.prune import store_linear
 
 log = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ddlr.compress import check_refit
+from ddlr.layers import store_linear
 from ddlr.layerwise import (
     CapturedLayers,
     LayerProblem,
@@ -107,12 +107,3 @@ def _refit(problem: LayerProblem, solved: SolverResult) -> tuple[Tensor, Tensor]
         solved.bias,
         activation=problem.activation,
     )
-
-
-@torch.no_grad()
-def store_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer with the given weight and bias."""
-    layer = nn.utils.skip_init(nn.Linear, *weight.T.shape, dtype=weight.dtype, device=weight.device)
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
-    return layer

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 TOLERANCES = (0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)
+KEPT_FRACTIONS = (0.03, 0.05, 0.1, 0.2, 0.4)
 SAMPLES = (500, 1000, 2000, 10000, 20000)
 # Network to data set, dense accuracy, seeds and the widths of its fully connected layers.
 NETWORKS = {
@@ -18,6 +19,8 @@ NETWORKS = {
 }
 # Method to how much it keeps, how much accuracy it costs, and whether its layers are sparse.
 METHODS = {
+    "fewest_weights": (0.045, 9.0, False),
+    "lowest_rank": (0.06, 10.0, False),
     "ddlr": (0.09, 11.0, False),
     "nettrim": (0.05, 16.0, True),
     "nettrim_protocol": (0.06, 12.0, True),
@@ -26,23 +29,37 @@ METHODS = {
     "magnitude": (0.16, 8.0, True),
     "magnitude_global": (0.19, 8.0, True),
 }
+WITH_ORDERS = ("fewest_weights", "lowest_rank", "ddlr", "nettrim")
 VARIANTS = [(refit, order) for refit in ("none", "fixed") for order in ("parallel", "cascade")]
 
 
 def runs(networks: tuple[str, ...], methods: tuple[str, ...]) -> list[dict]:
-    """What the runs of the whole comparison are: the grids, and more samples on one network."""
+    """What the runs of the whole comparison are.
+
+    The grids of tolerances; more samples on one network; and shares of the weights that are to be
+    kept, each layer with its own tolerance. With both goals, all layers are refitted together too.
+    """
     grid = []
     for network in networks:
         for method in methods:
-            own = method in ("ddlr", "nettrim")
             if method == "nettrim_protocol" and network != "fc_nettrim":
                 continue
-            variants = VARIANTS if own else [("none", "parallel")]
+            ordered = method in WITH_ORDERS
+            if method == "nettrim_protocol":
+                variants, goals = [("none", "cascade")], []
+            elif ordered:
+                variants = [*VARIANTS, ("network", "parallel")]
+                goals = [VARIANTS[0], VARIANTS[-1], ("network", "cascade")]
+            else:
+                goals = variants = [("none", "parallel"), ("network", "parallel")]
             for refit, order in variants:
                 here = {"model": network, "method": method, "refit": refit, "order": order}
                 grid += [here | {"tolerance": each, "samples": 5000} for each in TOLERANCES]
-                if own and network == "lenet_300_100" and order == "parallel":
+                if ordered and network == "lenet_300_100" and (refit, order) in VARIANTS[::2]:
                     grid += [here | {"tolerance": 0.12, "samples": each} for each in SAMPLES]
+            for refit, order in goals:
+                here = {"model": network, "method": method, "refit": refit, "order": order}
+                grid += [here | {"kept": each, "samples": 5000} for each in KEPT_FRACTIONS]
     return [run | {"seed": seed} for run in grid for seed in range(NETWORKS[run["model"]][2])]
 
 
@@ -62,12 +79,25 @@ def made_up_tables(
 def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[dict]]:
     dataset, dense, _, widths = NETWORKS[run["model"]]
     keeps, costs, sparse = METHODS[run["method"]]
-    tolerance, refitted, cascade = (
-        run["tolerance"],
-        run["refit"] == "fixed",
-        run["order"] == "cascade",
-    )
+    refitted, cascade = run["refit"] != "none", run["order"] == "cascade"
+    together = run["refit"] == "network"
     few = (5000 / run["samples"]) ** 0.5
+    kept_fraction = run.get("kept")
+    # With a tolerance of its own a layer gives more where that costs less.
+    tolerance = run.get("tolerance") or 0.7 * (keeps / kept_fraction) ** (4 / 3)
+    shapes = list(pairwise(widths))
+    tolerances = [tolerance * (1 if kept_fraction is None else 1.3**i) for i in range(len(shapes))]
+    shares = [
+        min(1.0, keeps * of_layer**-0.75 * (0.6 + 0.5 * i) * random.uniform(0.95, 1.05) / few**0.3)
+        for i, of_layer in enumerate(tolerances)
+    ]
+    if kept_fraction is not None:
+        total = sum(inputs * outputs for inputs, outputs in shapes)
+        found = sum(
+            share * inputs * outputs
+            for share, (inputs, outputs) in zip(shares, shapes, strict=True)
+        )
+        shares = [min(1.0, share * kept_fraction * total / found) for share in shares]
     about = {
         "run": key,
         "dataset": dataset,
@@ -79,11 +109,9 @@ def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[d
         "seed": run["seed"],
     }
     layers = []
-    for index, (inputs, outputs) in enumerate(pairwise(widths)):
-        share = keeps * tolerance**-0.75 * (0.6 + 0.5 * index) * random.uniform(0.95, 1.05)
-        share = min(1.0, share / few**0.3)
-        kept = int(share * inputs * outputs)
-        error = tolerance * (random.uniform(0.6, 0.75) if refitted else 1.0)
+    for index, (inputs, outputs) in enumerate(shapes):
+        kept = int(shares[index] * inputs * outputs)
+        error = tolerances[index] * (random.uniform(0.6, 0.75) if refitted else 1.0)
         layers.append(
             {
                 **about,
@@ -99,7 +127,7 @@ def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[d
                 "bytes_stored": min(4 * inputs * outputs, kept * (6 if sparse else 4)),
                 "relative_error": error,
                 "relative_error_held_out": error * (1 + 0.15 * few * random.uniform(0.8, 1.2)),
-                "relative_tolerance": tolerance,
+                "relative_tolerance": tolerances[index],
                 "violation": 2e-4,
                 "status": "converged",
                 "relative_gap": 5e-3,
@@ -112,14 +140,15 @@ def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[d
         for column in ("parameters_dense", "parameters_kept", "bytes_stored")
     }
     drop = costs * tolerance**1.5 * (0.5 if refitted else 1) * (0.6 if cascade else 1) * few**0.5
+    drop *= 0.3 if together else 1
     drop = drop * random.uniform(0.9, 1.1) + random.uniform(-0.05, 0.05)
     dense += 0.05 * run["seed"]
     error = tolerance * len(layers) ** 0.5 * (0.7 if refitted else 1) * random.uniform(0.9, 1.1)
     row = {
         **about,
-        "goal": "relative_tolerance",
-        "wanted": tolerance,
-        "relative_tolerance": tolerance,
+        "goal": "relative_tolerance" if kept_fraction is None else "kept_fraction",
+        "wanted": tolerance if kept_fraction is None else kept_fraction,
+        "relative_tolerance": tolerance if kept_fraction is None else float("nan"),
         "calibration_samples": run["samples"],
         **total,
         "kept_fraction": total["parameters_kept"] / total["parameters_dense"],

@@ -12,6 +12,7 @@ from hydra.utils import get_method
 
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.records import read_records
+from experiments.targets import ONE_RANK, RANK_SEARCH
 from offline_wandb import entries
 
 DIGITS = ("dataset=digits", "model=mlp_digits")
@@ -231,6 +232,9 @@ def test_every_choice_composes_and_its_target_exists(overrides):
     assert REPOSITORY / "results" == Path(cfg.results_dir)
 
 
+RANKS_OF_DIGITS = ("model@lowest_rank.model=mlp_digits", "lowest_rank.samples=200")
+
+
 def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
     tiny = "[[6,5,30]]"
     done = command(
@@ -240,11 +244,13 @@ def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
         *("reference.SCS.layers=" + tiny, "reference.CLARABEL.layers=" + tiny),
         *("reference.MOSEK.layers=[]", "reference.ours_alone.layers=[[12,12,60]]"),
         *("growth.layers=" + tiny, f"checkpoint_dir={REPOSITORY}/results/checkpoints"),
+        *RANKS_OF_DIGITS,
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "results/benchmark.csv")
-    assert set(table["part"]) == {"reference", "layer", "path", "growth", "memory"}
+    parts = {"reference", "layer", "path", "lowest_rank", "growth", "memory"}
+    assert set(table["part"]) == parts
     solved = table[table["gap_asked"].notna()]
     assert (solved["status"] == "converged").all()
     assert (solved["relative_gap"].abs() <= solved["gap_asked"]).all()
@@ -255,3 +261,34 @@ def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
     assert any("pairs an iteration" in what for what in targets["what"])
     for figure in ("convergence", "scaling"):
         assert (tmp_path / f"results/figures/{figure}.png").stat().st_size > 10_000
+
+
+def test_a_part_of_the_benchmark_runs_alone_and_leaves_the_rows_of_others(tmp_path):
+    path = tmp_path / "results/benchmark.csv"
+    path.parent.mkdir()
+    earlier = [
+        {"part": "growth", "case": "growth", "norm": "l1", "seconds": 7.0},
+        {"part": "lowest_rank", "case": "search", "norm": "rank", "seconds": 8.0},
+    ]
+    pd.DataFrame(earlier).to_csv(path, index=False)
+    done = command(
+        "benchmark",
+        *("dataset=digits", "parts=[lowest_rank]", *RANKS_OF_DIGITS),
+        f"checkpoint_dir={REPOSITORY}/results/checkpoints",
+        folder=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(path)
+    assert table.loc[table["part"] == "growth", "seconds"].tolist() == [7.0]
+    found = table[table["part"] == "lowest_rank"]
+    assert list(found["case"]) == ["search", "search", "search", "one rank"]
+    searches, one = found.iloc[:3], found.iloc[3]
+    assert (searches["relative_error"] <= searches["relative_tolerance"] * (1 + 1e-3)).all()
+    assert searches["rank"].is_monotonic_decreasing
+    assert one["rank"] == searches["rank"].iloc[1]
+    assert one["relative_error"] <= searches["relative_error"].iloc[1]
+    targets = pd.read_csv(path.with_name("benchmark_targets.csv"))
+    assert list(targets["what"]) == [ONE_RANK, RANK_SEARCH]
+    assert list(targets["target"]) == ["<= 12", "<= 50"]
+    pairs = searches["seconds"] / searches["pair_seconds"]
+    assert targets["measured"].iloc[1] == pytest.approx(pairs.max(), rel=1e-2)

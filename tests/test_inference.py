@@ -12,11 +12,11 @@ from torch import nn
 import ddlr
 import nettrim
 from ddlr import LowRankLinear
+from ddlr.layers import store_linear
 from experiments import inference
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.inference import CSRLinear, as_linear, head, in_stored_form
 from experiments.networks import fc_nettrim, split_at_first_linear
-from nettrim.prune import store_linear
 
 DIGITS = "networks=[{dataset: digits, model: mlp_digits}]"
 CHECKPOINTS = f"checkpoint_dir={REPOSITORY}/results/checkpoints"

@@ -1,0 +1,214 @@
+"""Low-rank layers that see only some of their inputs: the fewest weights within a bound."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddlr.admm import CentredInputs, WarmStart, check_problem, check_warm_start
+from ddlr.constraints import OutputSet
+from ddlr.layers import fewest_stored
+from ddlr.reduced_rank import RIDGE, WITHIN, lowest_rank, lowest_truncation
+from ddlr.result import ConvergenceError, SolverResult, SolverStatus
+
+_KEPT_A_STAGE = 0.85
+# Beyond this many times the fewest weights so far, a further stage does not come back below them.
+_HOPELESS = 1.3
+
+
+@torch.no_grad()
+def fewest_weights(
+    inputs: Tensor | CentredInputs,
+    targets: Tensor,
+    radius: float,
+    *,
+    activation: str = "relu",
+    max_iterations: int = 50,
+    warm_start: WarmStart | SolverResult | None = None,
+) -> SolverResult:
+    """Find the layer of low rank, on some of its inputs, that stores the fewest weights.
+
+        minimise  weights(rank(W), inputs used by W)   subject to ||D||_F <= radius,   over W and b
+
+    with weights(r, n) the smaller of r (n + out_features) and n * out_features, and D as in
+    `ddlr.lowest_rank`. An input that is hardly needed beside the others, as a pixel beside its
+    neighbours, costs a weight in each term of the rank; without it the rank may be a little higher
+    and the layer smaller all the same.
+
+    Inputs are left out in stages, each of which keeps 85 % of those before it: those that matter
+    least to the low-rank outputs once the other inputs have made up for them,
+    ||W_j||^2 / ((X^T X)^-1)_jj for input j (as in the optimal brain surgeon). On the inputs of each
+    stage the original outputs are regressed and truncated in closed form, which gives a number of
+    weights; from the stage with the fewest, `ddlr.lowest_rank` then goes to neighbouring stages as
+    long as they need fewer. Nothing proves that none are fewer.
+
+    Parameters and errors are those of `ddlr.lowest_rank`. Without a `warm_start` the outputs to
+    begin with are the regression of the targets.
+
+    Returns
+    -------
+    SolverResult
+        `objective` is the number of weights; columns of `weight` are zero for inputs that are left
+        out. `lower_bound` and `relative_gap` are nan, the status is "fitted".
+
+    References
+    ----------
+    Hassibi and Stork (1993), optimal brain surgeon, for the order in which inputs go.
+    """
+    started = time.perf_counter()
+    geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
+    plain = geometry.inputs
+    check_problem(plain, targets, tolerance=1.0, max_iterations=max_iterations)
+    outputs = OutputSet(targets, radius, activation, "hinge")
+    if warm_start is not None:
+        check_warm_start(warm_start, plain, targets)
+    stages = list(_stages(geometry, outputs, warm_start or _regression(geometry, targets)))
+    found: dict[int, tuple[float, SolverResult]] = {}
+
+    def size_at(place: int) -> float:
+        if not 0 <= place < len(stages):
+            return math.inf
+        if place not in found:
+            found[place] = _solve_stage(
+                stages[place], geometry, targets, radius, activation, max_iterations
+            )
+        return found[place][0]
+
+    place = min(range(len(stages)), key=lambda each: stages[each].size)
+    for step in (1, -1):
+        while size_at(place + step) < size_at(place):
+            place += step
+    size, solved = found[place]
+    if size == math.inf:  # on its inputs the radius was not reached; on all it may be
+        place = 0
+        size, solved = _solve_stage(
+            stages[0], geometry, targets, radius, activation, max_iterations, must=True
+        )
+    weight, bias = plain.new_zeros(targets.shape[1], plain.shape[1]), solved.bias
+    weight[:, stages[place].kept] = solved.weight
+    if warm_start is not None and size >= weight.numel():  # nothing smaller was found
+        weight, bias = warm_start.weight, warm_start.bias
+    return dataclasses.replace(
+        solved,
+        weight=weight,
+        bias=bias,
+        violation=outputs.violation(torch.addmm(bias, plain, weight.T)),
+        status=SolverStatus.FITTED,
+        iterations=sum(each.iterations for _, each in found.values()),
+        objective=float(size),
+        lower_bound=math.nan,
+        relative_gap=math.nan,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Inputs that are left, the original outputs regressed on them, and the closed form's size."""
+
+    kept: Tensor
+    start: WarmStart
+    size: float
+
+
+def _solve_stage(
+    stage: _Stage,
+    geometry: CentredInputs,
+    targets: Tensor,
+    radius: float,
+    activation: str,
+    max_iterations: int,
+    must: bool = False,
+) -> tuple[float, SolverResult]:
+    """The lowest rank on the inputs of a stage, and its weights; infinite if none will do."""
+    if len(stage.kept) < geometry.inputs.shape[1]:
+        geometry = CentredInputs(geometry.inputs[:, stage.kept])
+    try:
+        solved = lowest_rank(
+            *(geometry, targets, radius),
+            activation=activation,
+            max_iterations=max_iterations,
+            warm_start=stage.start,
+        )
+    except ConvergenceError as error:
+        if must:
+            raise
+        return math.inf, error.result
+    return fewest_stored(int(solved.objective), len(stage.kept), targets.shape[1]), solved
+
+
+def _stages(
+    geometry: CentredInputs, outputs: OutputSet, start: WarmStart | SolverResult
+) -> Iterator[_Stage]:
+    """All inputs, then fewer and fewer, while the radius is reached and the size not hopeless."""
+    gram = _gram(geometry)
+    kept = torch.arange(len(gram), device=gram.device)
+    fewest = math.inf
+    if not gram.any():  # inputs that do not vary: a bias says it all
+        yield _Stage(kept, WarmStart(start.weight, start.bias), fewest)
+        return
+    while len(kept):
+        here, factor = _regressed(geometry, gram, kept, start)
+        truncated, size = _closed_form(geometry, outputs, kept, here, factor)
+        if size == math.inf and fewest < math.inf:
+            return
+        yield _Stage(kept, here, size)
+        fewest = min(fewest, size)
+        if size > _HOPELESS * fewest or size == math.inf:
+            return
+        inverse = torch.cholesky_inverse(factor).diagonal()
+        matters = truncated.double().square().sum(dim=0) / inverse
+        count = int(_KEPT_A_STAGE * len(kept))
+        kept = kept[matters.topk(count).indices.sort().values]
+
+
+def regress_onto(geometry: CentredInputs, kept: Tensor, start: WarmStart) -> WarmStart:
+    """The weight on some of the inputs, by index, that comes closest to the outputs of a start."""
+    return _regressed(geometry, _gram(geometry), kept, start)[0]
+
+
+def _gram(geometry: CentredInputs) -> Tensor:
+    """The Gram matrix of the centred inputs in float64, with the ridge."""
+    values, vectors = (each.double() for each in geometry.eigen)
+    gram = (vectors * values) @ vectors.T
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    return gram
+
+
+def _regressed(
+    geometry: CentredInputs, gram: Tensor, kept: Tensor, start: WarmStart | SolverResult
+) -> tuple[WarmStart, Tensor]:
+    """The regression of `regress_onto`, and the Cholesky factor of its inputs' Gram matrix."""
+    factor = torch.linalg.cholesky(gram[kept][:, kept])
+    weight = start.weight.double()
+    regressed = torch.cholesky_solve((weight @ gram[:, kept]).T, factor).T
+    mean = geometry.mean.double()
+    moved = weight @ mean - regressed @ mean[kept]
+    return WarmStart(regressed.to(start.weight), start.bias + moved.to(start.bias)), factor
+
+
+def _closed_form(
+    geometry: CentredInputs, outputs: OutputSet, kept: Tensor, start: WarmStart, factor: Tensor
+) -> tuple[Tensor, float]:
+    """The lowest truncation within the radius in the metric of the inputs, and its weights."""
+    weight = start.weight
+    left, _, _ = torch.linalg.svd(weight @ factor.to(weight), full_matrices=False)
+    mean = start.bias + weight @ geometry.mean[kept]
+    scores = geometry.centred[:, kept] @ (weight.T @ left)
+    rank = lowest_truncation(outputs, mean, scores, left.T)
+    truncated = left[:, :rank] @ (left[:, :rank].T @ weight)
+    produced = torch.addmm(mean, scores[:, :rank], left[:, :rank].T)
+    if outputs.violation(produced) > WITHIN:
+        return truncated, math.inf
+    return truncated, fewest_stored(rank, len(kept), weight.shape[0])
+
+
+def _regression(geometry: CentredInputs, targets: Tensor) -> WarmStart:
+    """The weight and bias whose outputs come closest to the targets, by least squares."""
+    values, vectors = geometry.eigen
+    weight = ((targets.T @ geometry.centred) @ vectors / values) @ vectors.T
+    return WarmStart(weight, targets.mean(dim=0) - weight @ geometry.mean)
