@@ -536,7 +536,7 @@ def _with_targets(layer: CapturedLayer, targets: Tensor) -> CapturedLayer:
 def _on_used_inputs(
     layer: CapturedLayer, solved: SolverResult | ConvergenceError | None
 ) -> CapturedLayer:
-    """The layer with its weight regressed on the inputs its solved weight uses, for live outputs."""
+    """The layer with the weight of its live outputs regressed on the inputs that are used."""
     result = _solution(solved)
     if result is None:
         return layer

@@ -27,7 +27,7 @@ from experiments.tables import (
     in_order,
 )
 
-# One style a method in all figures; colours of Okabe and Ito, with a purple and a grey, told apart by
+# One style a method in all figures; colours of Okabe and Ito, a purple and a grey, told apart by
 # every kind of sight.
 METHOD_STYLES = {
     "fewest_weights": {"color": "#000000", "marker": "*"},

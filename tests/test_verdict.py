@@ -33,6 +33,8 @@ def curve(
         {
             "run": f"{method}-{refit}-{order}-{tolerance}-{seed}",
             "seed": seed,
+            "goal": "relative_tolerance",
+            "wanted": tolerance,
             "relative_tolerance": tolerance,
             "kept_fraction": size * (1 + wobble * (seed - (seeds - 1) / 2)),
             "accuracy_drop_held_out": drop,
