@@ -271,8 +271,15 @@ def reach(
             tried[index] = result, measure(result)
         return tried[index][1].met
 
-    if _budget(goal, captured) is not None:
-        index = _largest_that_meets(met, allocations, _budget(goal, captured))
+    budget = _budget(goal, captured)
+    if budget is not None:
+
+        def size_at(index: int) -> int:
+            met(index)
+            return sum(layer.parameters_kept for layer in tried[index][0].layers)
+
+        index = _largest_within(size_at, allocations, budget)
+        met(index)
     else:
         low, index = -1, len(allocations) - 1
         met(index)  # the largest: nothing is compressed
@@ -291,32 +298,25 @@ def reach(
     return dataclasses.replace(result, goal=report)
 
 
-def _largest_that_meets(
-    met: Callable[[int], bool], allocations: Sequence[Allocation], budget: int
+def _largest_within(
+    size_at: Callable[[int], int], allocations: Sequence[Allocation], budget: int
 ) -> int:
     """The place of the largest allocation within a budget, by the size of the network it makes.
 
     Layers together may turn out larger than each alone, in cascade, or smaller, where one of them
-    drops inputs. The search begins where the sizes add up to the budget, in growing steps, and ends
-    by bisection; 0 where no network is within it.
+    drops inputs. So the next to be tried is the allocation that would fit if these were off by the
+    same factor as the one before it, between the largest known to fit and the smallest that does
+    not. 0 where none fits.
     """
-    last = len(allocations) - 1
-    place = max(sum(each.parameters <= budget for each in allocations) - 1, 0)
-    step = 1
-    if met(place):
-        within, above = place, last + 1
-        while within < last and met(min(within + step, last)):
-            within, step = min(within + step, last), 2 * step
-        above = min(within + step, last + 1)
-    else:
-        above, within = place, -1
-        while above > 0 and not met(max(above - step, 0)):
-            above, step = max(above - step, 0), 2 * step
-        within = max(above - step, 0)
+    within, above = -1, len(allocations)
+    factor = 1.0
     while above - within > 1:
-        middle = (within + above) // 2
-        within, above = (middle, above) if met(middle) else (within, middle)
-    return within
+        fitting = sum(factor * each.parameters <= budget for each in allocations) - 1
+        place = min(max(fitting, within + 1), above - 1)
+        size = size_at(place)
+        within, above = (place, above) if size <= budget else (within, place)
+        factor = size / max(allocations[place].parameters, 1)
+    return max(within, 0)
 
 
 def _measure(

@@ -43,8 +43,9 @@ def fewest_weights(
     least to the low-rank outputs once the other inputs have made up for them,
     ||W_j||^2 / ((X^T X)^-1)_jj for input j (as in the optimal brain surgeon). On the inputs of each
     stage the original outputs are regressed and truncated in closed form, which gives a number of
-    weights; from the stage with the fewest, `ddlr.lowest_rank` then goes to neighbouring stages as
-    long as they need fewer. Nothing proves that none are fewer.
+    weights; on those of the stage with the fewest, `ddlr.lowest_rank` then lowers the rank. Nothing
+    proves that none are fewer. A stage costs a regression and about two of the matrix products
+    X Wt, and the search for the lowest rank is made once.
 
     Parameters and errors are those of `ddlr.lowest_rank`. Without a `warm_start` the outputs to
     begin with are the regression of the targets.
@@ -67,29 +68,17 @@ def fewest_weights(
     if warm_start is not None:
         check_warm_start(warm_start, plain, targets)
     stages = list(_stages(geometry, outputs, warm_start or _regression(geometry, targets)))
-    found: dict[int, tuple[float, SolverResult]] = {}
-
-    def size_at(place: int) -> float:
-        if not 0 <= place < len(stages):
-            return math.inf
-        if place not in found:
-            found[place] = _solve_stage(
-                stages[place], geometry, targets, radius, activation, max_iterations
-            )
-        return found[place][0]
-
-    place = min(range(len(stages)), key=lambda each: stages[each].size)
-    for step in (1, -1):
-        while size_at(place + step) < size_at(place):
-            place += step
-    size, solved = found[place]
-    if size == math.inf:  # on its inputs the radius was not reached; on all it may be
-        place = 0
-        size, solved = _solve_stage(
-            stages[0], geometry, targets, radius, activation, max_iterations, must=True
-        )
+    # Within the radius in closed form, so the first will do; the others are for rounding.
+    for stage in sorted(stages, key=lambda each: each.size):
+        try:
+            solved = _solve_stage(stage, geometry, targets, radius, activation, max_iterations)
+            break
+        except ConvergenceError:
+            if stage is stages[0]:  # on all inputs
+                raise
+    size = fewest_stored(int(solved.objective), len(stage.kept), targets.shape[1])
     weight, bias = plain.new_zeros(targets.shape[1], plain.shape[1]), solved.bias
-    weight[:, stages[place].kept] = solved.weight
+    weight[:, stage.kept] = solved.weight
     if warm_start is not None and size >= weight.numel():  # nothing smaller was found
         weight, bias = warm_start.weight, warm_start.bias
     return dataclasses.replace(
@@ -98,7 +87,6 @@ def fewest_weights(
         bias=bias,
         violation=outputs.violation(torch.addmm(bias, plain, weight.T)),
         status=SolverStatus.FITTED,
-        iterations=sum(each.iterations for _, each in found.values()),
         objective=float(size),
         lower_bound=math.nan,
         relative_gap=math.nan,
@@ -122,23 +110,16 @@ def _solve_stage(
     radius: float,
     activation: str,
     max_iterations: int,
-    must: bool = False,
-) -> tuple[float, SolverResult]:
-    """The lowest rank on the inputs of a stage, and its weights; infinite if none will do."""
+) -> SolverResult:
+    """The lowest rank on the inputs of a stage."""
     if len(stage.kept) < geometry.inputs.shape[1]:
         geometry = CentredInputs(geometry.inputs[:, stage.kept])
-    try:
-        solved = lowest_rank(
-            *(geometry, targets, radius),
-            activation=activation,
-            max_iterations=max_iterations,
-            warm_start=stage.start,
-        )
-    except ConvergenceError as error:
-        if must:
-            raise
-        return math.inf, error.result
-    return fewest_stored(int(solved.objective), len(stage.kept), targets.shape[1]), solved
+    return lowest_rank(
+        *(geometry, targets, radius),
+        activation=activation,
+        max_iterations=max_iterations,
+        warm_start=stage.start,
+    )
 
 
 def _stages(
