@@ -6,7 +6,7 @@ from ddlr.capture import capture
 from ddlr.certificate import Certificate, certify
 from ddlr.compress import compress
 from ddlr.input_selection import fewest_weights
-from ddlr.layers import LowRankLinear
+from ddlr.layers import LowRankLinear, SelectedLinear, compact
 from ddlr.layerwise import CapturedLayers, capture_layers
 from ddlr.low_rank import solve_low_rank
 from ddlr.network_bound import output_bound
@@ -30,12 +30,14 @@ __all__ = [
     "GoalReport",
     "LayerReport",
     "LowRankLinear",
+    "SelectedLinear",
     "SolverResult",
     "SolverStatus",
     "WarmStart",
     "capture",
     "capture_layers",
     "certify",
+    "compact",
     "compress",
     "compress_to_goal",
     "fewest_weights",

@@ -16,7 +16,7 @@ from ddlr.admm import CentredInputs, WarmStart, check_problem
 from ddlr.capture import LayerRecord, capture, feeds_only, run_batches
 from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.input_selection import regress_onto
-from ddlr.layers import gives_outputs, layer_size, numerical_rank
+from ddlr.layers import gives_outputs, layer_size, numerical_rank, replace_layer
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,
@@ -726,11 +726,3 @@ def _embed(block: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor
     else:
         full[rows.nonzero(), columns.nonzero()[:, 0]] = block
     return full
-
-
-def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    if not name:
-        return layer
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
-    return model

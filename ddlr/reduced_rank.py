@@ -180,7 +180,8 @@ class _Whitened:
         self.ridge = ridge * values.sum() / features
         scale = (values + self.ridge).sqrt()
         # Below this the projections of the inputs are rounding errors of the larger ones.
-        varies = scale > samples**0.5 * torch.finfo(scale.dtype).eps * scale.max()
+        largest = scale.amax() if len(scale) else 0.0
+        varies = scale > samples**0.5 * torch.finfo(scale.dtype).eps * largest
         self.scale, self.vectors = scale[varies], vectors[:, varies]
         self.inputs = self.geometry.principal.centred[:, varies] / self.scale
         # Of a weight, that which the ridge holds where it was.

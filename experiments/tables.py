@@ -54,6 +54,7 @@ MADE_BY = {
     "inference": "python -m experiments.inference",
     "spectrum": "python -m experiments.spectrum",
     "finetune": "python -m experiments.finetune",
+    "benchmark_targets": "python -m experiments.benchmark",
 }
 VARIANT = ["method", "constraint", "refit", "order"]
 GROUP = ["dataset", "model", *VARIANT, "calibration_samples", "goal"]

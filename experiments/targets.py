@@ -25,7 +25,6 @@ from experiments.tables import (
     ONE_TOLERANCE,
     VARIANT,
     at_main_samples,
-    read_table,
     read_tables,
     size_at_drop,
     with_all_seeds,
@@ -401,9 +400,6 @@ the two matrix products of the dense layer's size that no iteration of a solver 
 def main(cfg: DictConfig) -> None:
     results = Path(cfg.results_dir)
     tables = read_tables(results)
-    path = results / "benchmark_targets.csv"
-    if path.is_file():
-        tables["benchmark_targets"] = read_table(path)
     found = measured_targets(tables)
     write_table(results / "targets.csv", found)
     text = report(found)

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+import ddlr
 from ddlr import LowRankLinear
 from ddlr.layers import factorise, layer_size, numerical_rank, saves_weights
+from experiments.configuration import REPOSITORY
+from experiments.networks import mlp_digits
 
 
 def weight_of_rank(rank: int, rows: int = 9, columns: int = 7) -> torch.Tensor:
@@ -86,3 +90,32 @@ def test_a_hardly_sparse_weight_is_cheapest_as_a_dense_array():
 def test_break_even():
     assert saves_weights(4, 10, 7)
     assert not saves_weights(5, 10, 10)
+
+
+@pytest.mark.parametrize("method", ["nuclear", "fewest_weights"])
+def test_a_compact_copy_stores_what_is_counted_and_gives_the_same(method, digits):
+    model = mlp_digits().eval()
+    path = REPOSITORY / "results/checkpoints/mlp_digits_digits_seed0.safetensors"
+    model.load_state_dict(load_file(path))
+    calibration = digits.calibration(200, seed=0)
+    result = ddlr.compress(model, calibration, relative_tolerance=0.3, method=method)
+    small = ddlr.compact(result.model)
+    images = digits.held_out.images
+    assert torch.allclose(small(images), result.model(images), atol=1e-5)
+    weights = sum(p.numel() for p in small.parameters() if p.ndim == 2)
+    assert weights == sum(report.parameters_kept for report in result.layers)
+    assert weights < sum(p.numel() for p in result.model.parameters() if p.ndim == 2)
+    again = ddlr.compact(small)  # nothing is left to be left out
+    assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
+    small.load_state_dict(small.state_dict())
+
+
+def test_a_compact_copy_keeps_what_has_no_zeros_and_lone_layers():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2, bias=False))
+    assert [type(layer) for layer in ddlr.compact(model)] == [nn.Linear] * 2
+    with torch.no_grad():
+        model[1].weight[:, 1] = 0
+    small = ddlr.compact(model[1])
+    assert isinstance(small, ddlr.SelectedLinear) and small.layer.weight.shape == (2, 2)
+    inputs = torch.rand(2, 5, 3)
+    assert torch.allclose(small(inputs), model[1](inputs), atol=1e-6)
