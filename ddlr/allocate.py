@@ -18,6 +18,7 @@ from torch.nn import functional
 from ddlr.capture import outputs_of
 from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers
 from ddlr.network_bound import output_bound
+from ddlr.network_refit import refit_result
 from ddlr.result import CompressionResult, GoalReport
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def compress_to_goal(
     order: str = "parallel",
     tolerances: Sequence[float] = TOLERANCES,
     options: Mapping[str, Sequence[Option]] | None = None,
+    refit_network: bool = False,
 ) -> CompressionResult:
     """Compress a network to a goal, by any method that takes a relative tolerance for each layer.
 
@@ -122,8 +124,10 @@ def compress_to_goal(
     tolerances : sequence of float
         Those a layer is tried at.
     options : mapping, optional
-        What `layer_options` found for each layer, where it is known already, or where another
-        method finds it: that must not move several layers together.
+        What `layer_options` found for each layer, where it is known already.
+    refit_network : bool
+        Whether networks are refitted as a whole before they are measured, see
+        `ddlr.refit_network`.
 
     Returns
     -------
@@ -151,7 +155,7 @@ def compress_to_goal(
         options = layer_options(compress, model, calibration, tolerances)
     if order != "parallel":
         compress = functools.partial(compress, order=order)
-    return reach(goal, compress, model, calibration, frontier(options))
+    return reach(goal, compress, model, calibration, frontier(options), refit_network)
 
 
 def chosen_goal(
@@ -248,6 +252,7 @@ def reach(
     model: nn.Module,
     captured: CapturedLayers,
     allocations: Sequence[Allocation],
+    refit_network: bool = False,
 ) -> CompressionResult:
     """Find the smallest network on a frontier that meets a goal, or the best within a budget.
 
@@ -261,35 +266,39 @@ def reach(
         (model, captured, relative_tolerance) to a `CompressionResult`, in any order.
     allocations : sequence of Allocation
         As `frontier` gives them.
+    refit_network : bool
     """
-    tried: dict[int, tuple[CompressionResult, GoalReport]] = {}
+    made: dict[int, CompressionResult] = {}
+    measured: dict[int, tuple[CompressionResult, GoalReport]] = {}
     measure = _measure(goal, model, captured)
 
-    def met(index: int) -> bool:
-        if index not in tried:
-            result = compress(model, captured, relative_tolerance=allocations[index].tolerances)
-            tried[index] = result, measure(result)
-        return tried[index][1].met
+    def make(index: int) -> CompressionResult:
+        if index not in made:
+            made[index] = compress(
+                model, captured, relative_tolerance=allocations[index].tolerances
+            )
+        return made[index]
+
+    def final(index: int) -> tuple[CompressionResult, GoalReport]:
+        if index not in measured:
+            result = make(index)
+            if refit_network:
+                result = refit_result(model, result, captured)
+            measured[index] = result, measure(result)
+        return measured[index]
 
     budget = _budget(goal, captured)
     if budget is not None:
-
-        def size_at(index: int) -> int:
-            met(index)
-            return sum(layer.parameters_kept for layer in tried[index][0].layers)
-
-        index = _largest_within(size_at, allocations, budget)
-        met(index)
+        index = _largest_within(lambda index: _kept(make(index)), allocations, budget)
     else:
-        low, index = -1, len(allocations) - 1
-        met(index)  # the largest: nothing is compressed
+        low, index = -1, len(allocations) - 1  # the largest: nothing is compressed
         while index - low > 1:
             middle = (low + index) // 2
-            low, index = (low, middle) if met(middle) else (middle, index)
-    result, report = tried[index]
+            low, index = (low, middle) if final(middle)[1].met else (middle, index)
+    result, report = final(index)
     report = dataclasses.replace(
         report,
-        tried=len(tried),
+        tried=len(made),
         output_error=_output_error(model, result, captured),
         output_bound=output_bound(model, result, captured),
     )
@@ -306,17 +315,22 @@ def _largest_within(
     Layers together may turn out larger than each alone, in cascade, or smaller, where one of them
     drops inputs. So the next to be tried is the allocation that would fit if these were off by the
     same factor as the one before it, between the largest known to fit and the smallest that does
-    not. 0 where none fits.
+    not; in turn with the middle of these, should the factor vary. 0 where none fits.
     """
     within, above = -1, len(allocations)
-    factor = 1.0
+    factor, tries = 1.0, 0
     while above - within > 1:
         fitting = sum(factor * each.parameters <= budget for each in allocations) - 1
-        place = min(max(fitting, within + 1), above - 1)
+        place = fitting if tries < 2 or tries % 2 else (within + above) // 2
+        place = min(max(place, within + 1), above - 1)
         size = size_at(place)
         within, above = (place, above) if size <= budget else (within, place)
-        factor = size / max(allocations[place].parameters, 1)
+        factor, tries = size / max(allocations[place].parameters, 1), tries + 1
     return max(within, 0)
+
+
+def _kept(result: CompressionResult) -> int:
+    return sum(layer.parameters_kept for layer in result.layers)
 
 
 def _measure(
@@ -331,7 +345,7 @@ def _measure(
     if budget is not None:
 
         def measure(result: CompressionResult) -> GoalReport:
-            kept = sum(layer.parameters_kept for layer in result.layers)
+            kept = _kept(result)
             share = kept / _dense(captured) if goal.name == "kept_fraction" else kept
             return report(share, kept <= budget)
 

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from ddlr.admm import CentredInputs
-from ddlr.allocate import compress_to_goal, layer_options, remember_layers
+from ddlr.allocate import compress_to_goal, remember_layers
 from ddlr.input_selection import fewest_weights
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights, store_linear
 from ddlr.layerwise import (
@@ -148,21 +148,21 @@ def compress(
         raise_on_failure=raise_on_failure,
         workers=workers,
     )
+    layer_refit = "fixed" if refit == "network" else refit
     if has_goal:
         to_tolerance = partial(to_tolerance, memory=memory or remember_layers(calibration))
-        each_alone = partial(to_tolerance, refit="fixed" if refit == "network" else refit)
         return compress_to_goal(
-            *(partial(to_tolerance, refit=refit), model, calibration),
+            *(partial(to_tolerance, refit=layer_refit), model, calibration),
             **goals,
             held_out=held_out,
             order=order,
-            options=layer_options(each_alone, model, calibration),
+            refit_network=refit == "network",
         )
     if refit == "network":
         layer_by_layer = to_tolerance(
             *(model, calibration),
             relative_tolerance=relative_tolerance,
-            refit="fixed",
+            refit=layer_refit,
             order=order,
             on_layer=on_layer,
             memory=memory,

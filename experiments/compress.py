@@ -146,10 +146,11 @@ def _to_goal(
     goal, wanted = goal_of(cfg)
 
     def method(model, captured, **changes) -> CompressionResult:
+        if "refit" in cfg.method:
+            changes["refit"] = alone(cfg)
         return compress(model=model, calibration=captured, **changes)
 
-    apart = {"refit": alone(cfg), "order": "parallel"}
-    each_alone = partial(method, **{key: apart[key] for key in apart if key in cfg.method})
+    each_alone = partial(method, order="parallel") if "order" in cfg.method else method
     tolerances = TOLERANCES if cfg.goal.tolerances is None else tuple(cfg.goal.tolerances)
     network, captured = prepared.network, prepared.captured
     options = remembered_options(
@@ -161,6 +162,7 @@ def _to_goal(
         **{goal: wanted},
         held_out=(held_out.images, held_out.labels),
         options=options,
+        refit_network=cfg.method.get("refit") == "network",
     )
 
 

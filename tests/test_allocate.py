@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import nettrim
 from ddlr.allocate import Goal, Option, divergence, frontier, layer_options, reach
 from ddlr.capture import outputs_of
 from experiments.baselines import svd
+from experiments.data import load_dataset
 from experiments.metrics import accuracy
 from experiments.networks import mlp_digits
 from experiments.training import train
@@ -185,3 +187,116 @@ def test_what_can_not_be_met_is_said(network, captured, caplog):
 def test_a_goal_that_is_none_is_refused(arguments, message, network, captured):
     with pytest.raises(ValueError, match=message):
         ddlr.compress(network, captured, **arguments)
+
+
+# Goals of networks whose layers see each other: the fewest weights
+
+
+@pytest.mark.parametrize("order", ["parallel", "cascade"])
+@pytest.mark.parametrize("refit", ["none", "network"])
+def test_budgets_are_kept_and_used_where_layers_drop_inputs(order, refit, network, captured):
+    """The network of the next larger allocation is not within the budget."""
+    compress = functools.partial(ddlr.compress, method="fewest_weights", order=order, refit=refit)
+    alone = functools.partial(ddlr.compress, method="fewest_weights")
+    allocations = frontier(layer_options(alone, network, captured, TOLERANCES))
+    dense = sum(layer.weight.numel() for layer in captured.layers)
+    tried = []
+
+    def compress_and_note(model, captured, relative_tolerance):
+        result = compress(model, captured, relative_tolerance=relative_tolerance)
+        tried.append((relative_tolerance, kept(result)))
+        return result
+
+    for budget in (10, dense // 100, dense // 20, dense // 5, dense // 2, dense):
+        tried.clear()
+        goal = Goal("max_parameters", budget)
+        result = reach(goal, compress_and_note, network, captured, allocations)
+        assert result.goal.met == (kept(result) <= budget)
+        assert result.goal.measured == kept(result)
+        assert result.goal.tried == len(tried) <= 12
+        place = next(
+            index
+            for index, each in enumerate(allocations)
+            for tolerances, size in tried
+            if each.tolerances == tolerances and size == kept(result)
+        )
+        if not result.goal.met:
+            assert place == 0
+        elif place + 1 < len(allocations):
+            above = compress(
+                network, captured, relative_tolerance=allocations[place + 1].tolerances
+            )
+            assert kept(above) > budget
+    assert kept(result) == dense or place + 1 == len(allocations)
+
+
+@pytest.mark.parametrize("method", ["lowest_rank", "fewest_weights"])
+@pytest.mark.parametrize("refit", ["none", "network"])
+def test_a_goal_may_be_of_some_layers(method, refit, network, captured):
+    names = ["fc1", "fc2"]
+    share = sum(layer.weight.numel() for layer in captured.only(names).layers)
+    found = [
+        ddlr.compress(
+            *(network, calibration),
+            **{"method": method, "refit": refit, "layers": names, "kept_fraction": 0.2},
+        )
+        for calibration in (captured, captured.batches[0])
+    ]
+    for result in found:
+        assert [report.name for report in result.layers] == names
+        assert result.goal.met and result.goal.measured == kept(result) / share <= 0.2
+        assert torch.equal(result.model.fc3.weight, network.fc3.weight)
+        if method == "lowest_rank":
+            assert result.goal.measured > 0.1
+    first, second = (result.model.state_dict().values() for result in found)
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    with pytest.raises(ValueError, match="layer 'fc9' was not captured"):
+        ddlr.compress(network, captured, layers=["fc9"], kept_fraction=0.2)
+
+
+def test_intervals_hold_what_other_samples_show(network, captured):
+    """Of halves of held-out data: one meets the goal, the other is the rest of the world."""
+    pool = load_dataset("digits", "unused", held_out=1000).held_out
+    allocations = frontier(layer_options(svd, network, captured, TOLERANCES))
+    made = {
+        tuple(each.tolerances.values()): svd(network, captured, relative_tolerance=each.tolerances)
+        for each in allocations
+    }
+
+    def look_up(_model, _captured, relative_tolerance):
+        return made[tuple(relative_tolerance.values())]
+
+    def right(model) -> torch.Tensor:
+        return (outputs_of(model, [pool.images]).argmax(dim=1) == pool.labels).double()
+
+    before = right(network)
+    after = {id(result.model): right(result.model) for result in made.values()}
+    generator = torch.Generator().manual_seed(0)
+    outside = {"max_accuracy_drop": 0, "min_agreement": 0}
+    halves = 200
+    for _ in range(halves):
+        mine, others = torch.randperm(1000, generator=generator).split(500)
+        goal = Goal("max_accuracy_drop", 3.0, pool.images[mine], pool.labels[mine])
+        result = reach(goal, look_up, network, captured, allocations)
+        low, high = result.goal.interval
+        drop = 100 * (before - after[id(result.model)])[others].mean().item()
+        outside["max_accuracy_drop"] += not low <= drop <= high
+        assert high - low < 8  # it says something
+
+        result = reach(
+            replace(goal, name="min_agreement", wanted=0.95),
+            look_up,
+            network,
+            captured,
+            allocations,
+        )
+        low, high = result.goal.interval
+        one, other = (
+            outputs_of(model, [pool.images[others]]).argmax(dim=1)
+            for model in (network, result.model)
+        )
+        agreement = (one == other).double().mean().item()
+        outside["min_agreement"] += not low <= agreement <= high
+        assert high - low < 0.08
+    # 2 are to be expected of 99 %, 14 if the scatter of the others were forgotten.
+    assert max(outside.values()) <= 7, outside

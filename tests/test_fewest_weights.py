@@ -142,7 +142,7 @@ def test_of_inputs_that_are_copies_half_are_left_out_and_never_both(noise, activ
     inputs = torch.cat([inputs, inputs + noise * normal(400, 20, seed=seed + 40)], dim=1)
     outputs = inputs @ start.weight.T + start.bias
     targets = outputs.relu() if activation == "relu" else outputs
-    radius = 0.05 * targets.norm().item()
+    radius = 0.02 * targets.norm().item()
     lowest, fewest = (
         solve(inputs, targets, radius, activation=activation, warm_start=start)
         for solve in (lowest_rank, fewest_weights)

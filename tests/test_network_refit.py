@@ -1,6 +1,8 @@
 """The label-free refit of a whole network: closer outputs, the same sizes, nothing else moved."""
 
 import copy
+import functools
+import math
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from torch import nn
 
 import ddlr
 import nettrim
-from ddlr import refit_network
+from ddlr import CapturedLayers, SolverStatus, refit_network
 from ddlr.allocate import divergence
 from ddlr.capture import outputs_of
+from ddlr.layers import layer_size, numerical_rank
+from experiments.baselines import activation_svd, magnitude, magnitude_global, svd
 from experiments.networks import mlp_digits
 from experiments.training import train
 
@@ -63,3 +67,115 @@ def test_only_the_named_layers_move_and_the_seed_decides(network, digits):
         assert torch.equal(value, one.state_dict()[key]) == ("fc2" not in key)
         assert torch.equal(one.state_dict()[key], same.state_dict()[key])
     assert not torch.equal(one.get_submodule("0.fc2").weight, other.get_submodule("0.fc2").weight)
+
+
+# As a refit of every method
+
+LOOSE = {"constraint": "hinge", "tolerance": 0.1}
+CLOSED = {
+    "svd": svd,
+    "activation_svd": activation_svd,
+    "magnitude": magnitude,
+    "magnitude_global": magnitude_global,
+}
+METHODS = {
+    "ddlr": functools.partial(ddlr.compress, **LOOSE),
+    "nettrim": functools.partial(nettrim.prune, **LOOSE),
+    "lowest_rank": functools.partial(ddlr.compress, method="lowest_rank"),
+    "fewest_weights": functools.partial(ddlr.compress, method="fewest_weights"),
+}
+ORDERS = [(name, order) for name in METHODS for order in ("parallel", "cascade")]
+
+
+@pytest.fixture(scope="module")
+def captured(network, digits) -> CapturedLayers:
+    return ddlr.capture_layers(network, digits.calibration(300, seed=0))
+
+
+def error_and_violation(layer, stored, inputs, bound: float) -> tuple[float, float]:
+    """The relative error, and by how much ||D||_F is over its bound, of the outputs left."""
+    there = (stored.weight != 0).any(dim=1) | (stored.bias != 0)
+    produced, targets = stored(inputs)[:, there].double(), layer.targets[:, there].double()
+    relu = layer.activation == "relu"
+    error = ((produced.relu() if relu else produced) - targets).norm() / targets.norm()
+    off = (targets == 0) & relu
+    deviation = torch.where(off, produced.clamp(min=0), produced - targets).norm() / targets.norm()
+    return error.item(), max(0.0, deviation.item() / bound - 1)
+
+
+@torch.no_grad()
+def assert_refitted(before, after, network, digits, captured) -> None:
+    inputs = digits.held_out.images
+    wanted = outputs_of(network, [inputs])
+    apart, closer = (
+        divergence(wanted, outputs_of(result.model, [inputs])) for result in (before, after)
+    )
+    assert closer < apart
+    assert before.order == after.order
+    got = captured.layers[0].inputs
+    for layer, old, new in zip(captured.layers, before.layers, after.layers, strict=True):
+        one, other = (result.model.get_submodule(layer.name) for result in (before, after))
+        assert numerical_rank(one.weight) == numerical_rank(other.weight) == new.rank == old.rank
+        for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(mine != 0, theirs != 0) or mine.ndim == 1
+        assert layer_size(other) == layer_size(one)
+        assert (new.form, new.parameters_kept) == (old.form, old.parameters_kept)
+        assert new.outputs_dropped == old.outputs_dropped
+        assert new.status is SolverStatus.REFITTED
+        assert math.isnan(new.relative_gap)
+        assert new.relative_tolerance == old.relative_tolerance
+        seen = got if after.order == "cascade" else layer.inputs
+        error, violation = error_and_violation(layer, other, seen, new.relative_tolerance)
+        assert new.relative_error == pytest.approx(error, rel=1e-4) != old.relative_error
+        assert new.violation == pytest.approx(violation, abs=1e-4)
+        got = other(got).relu()
+
+
+@pytest.mark.parametrize(("method", "order"), ORDERS)
+def test_it_goes_on_from_the_fixed_refit_of_each_method(method, order, network, digits, captured):
+    before, after = (
+        METHODS[method](network, captured, relative_tolerance=0.1, order=order, refit=refit)
+        for refit in ("fixed", "network")
+    )
+    assert_refitted(before, after, network, digits, captured)
+
+
+@pytest.mark.parametrize("method", CLOSED)
+def test_it_goes_on_from_the_closed_forms(method, network, digits, captured):
+    before, after = (
+        CLOSED[method](network, captured, relative_tolerance=0.1, refit=refit)
+        for refit in ("none", "network")
+    )
+    assert_refitted(before, after, network, digits, captured)
+    with pytest.raises(ValueError, match="refit is 'fixed'; a method in closed form has"):
+        CLOSED[method](network, captured, relative_tolerance=0.1, refit="fixed")
+
+
+@pytest.mark.parametrize("method", [*METHODS, *CLOSED])
+def test_inputs_alone_are_enough_and_give_the_same(method, network, captured):
+    compress = {**METHODS, **CLOSED}[method]
+    images = captured.batches[0]
+    results = [
+        compress(network, calibration, relative_tolerance=0.3, refit="network")
+        for calibration in (captured, images)
+    ]
+    first, second = (result.model.state_dict().values() for result in results)
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    with pytest.raises(ValueError, match="refit is 'all'"):
+        compress(network, images, relative_tolerance=0.3, refit="all")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_some_layers_the_others_stay(method, network, captured):
+    names = ["0.fc1", "0.fc2"]
+    for calibration in (captured, captured.batches[0]):
+        result = METHODS[method](
+            network, calibration, relative_tolerance=0.2, refit="network", layers=names
+        )
+        assert [report.name for report in result.layers] == names
+        for mine, theirs in zip(
+            network.get_submodule("0.fc3").parameters(),
+            result.model.get_submodule("0.fc3").parameters(),
+            strict=True,
+        ):
+            assert torch.equal(mine, theirs)
