@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddlr.capture import outputs_of
+from ddlr.capture import feeds_only, outputs_of
 from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers
 from ddlr.network_bound import output_bound
 from ddlr.network_refit import refit_result
@@ -41,11 +41,17 @@ Compress = Callable[..., CompressionResult]
 
 @dataclass(frozen=True)
 class Option:
-    """A layer at one tolerance: the weights it keeps, and what that alone does to the network."""
+    """A layer at one tolerance: the weights it keeps, and what that alone does to the network.
+
+    Where a method drops outputs that the next layer does not read, it has `unread` inputs, and
+    keeps fewer weights `an_output` that the next layer leaves unread.
+    """
 
     tolerance: float
     parameters: int
     effect: float
+    unread: int = 0
+    an_output: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,23 +188,29 @@ def chosen_goal(
 def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
     """Allocations that no other beats in both size and effect, the smallest first.
 
-    As if the effects of layers added up. Layers are joined one by one, and what is beaten is left
-    out at once, so this is exact; beyond 4096 allocations it is thinned out.
+    As if the effects of layers added up. Layers are joined one by one, and what is beaten by others
+    with the same option of the layer joined last is left out at once, so this is exact; beyond 4096
+    allocations it is thinned out.
     """
-    joined = [Allocation(0, 0.0, {})]
+    last = [Option(0.0, 0, 0.0)]
+    joined = [[Allocation(0, 0.0, {})]]
     for name, choices in options.items():
-        joined = _unbeaten(
-            [
-                Allocation(
-                    each.parameters + option.parameters,
-                    each.effect + option.effect,
-                    {**each.tolerances, name: option.tolerance},
-                )
-                for each in joined
-                for option in choices
-            ]
-        )
-    return joined
+        joined = [
+            _unbeaten(
+                [
+                    Allocation(
+                        each.parameters + option.parameters - before.an_output * option.unread,
+                        each.effect + option.effect,
+                        {**each.tolerances, name: option.tolerance},
+                    )
+                    for before, allocations in zip(last, joined, strict=True)
+                    for each in allocations
+                ]
+            )
+            for option in choices
+        ]
+        last = choices
+    return _unbeaten([each for allocations in joined for each in allocations])
 
 
 def _unbeaten(allocations: list[Allocation]) -> list[Allocation]:
@@ -233,16 +245,32 @@ def layer_options(
     tolerances : sequence of float
     """
     original = outputs_of(model, captured.batches)
-    options = {layer.name: [Option(0.0, layer.weight.numel(), 0.0)] for layer in captured.layers}
-    for layer in captured.layers:
-        alone = CapturedLayers((layer,), captured.batches)
+    options = {}
+    layers = captured.layers
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+        inputs, outputs = int(layer.live_in.sum()), int(layer.live_out.sum())
+        found = [Option(0.0, layer.weight.numel(), 0.0, an_output=inputs)]
+        drops = False
         for tolerance in tolerances:
+            alone = CapturedLayers((layer,), captured.batches)
             result = compress(model, alone, relative_tolerance=tolerance)
             [report] = result.layers
-            if report.parameters_kept >= options[layer.name][-1].parameters:
+            drops = result.drops_unused
+            if report.parameters_kept >= found[-1].parameters:
                 continue
             effect = divergence(original, outputs_of(result.model, captured.batches))
-            options[layer.name].append(Option(tolerance, report.parameters_kept, effect))
+            low_rank = report.form == "low_rank"
+            found.append(
+                Option(
+                    *(tolerance, report.parameters_kept, effect),
+                    unread=report.inputs_dropped,
+                    an_output=report.rank if low_rank else report.parameters_kept // outputs,
+                )
+            )
+        only = following is not None and drops
+        if not (only and feeds_only(model, layer.name, following.name, captured.batches[0])):
+            found = [dataclasses.replace(option, an_output=0) for option in found]
+        options[layer.name] = found
     return options
 
 

@@ -328,7 +328,7 @@ def compress_layers(
         )
         if on_layer is not None:
             on_layer(report)
-    return CompressionResult(compressed, tuple(reports), order=order)
+    return CompressionResult(compressed, tuple(reports), order=order, drops_unused=drop_unused)
 
 
 def _tolerances(
@@ -648,6 +648,7 @@ def _report(
         iterations=solved.iterations if solved else 0,
         seconds=solved.seconds if solved else 0.0,
         outputs_dropped=captured.dropped,
+        inputs_dropped=int((captured.live_in & ~(layer.weight != 0).any(dim=0)).sum()),
     )
 
 

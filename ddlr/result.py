@@ -102,6 +102,8 @@ class LayerReport:
     outputs_dropped : int
         Outputs without weights because the next layer has none for them, by "fewest_weights"; of
         these nothing is promised or measured.
+    inputs_dropped : int
+        Inputs that are not always zero and have no weights.
     """
 
     name: str
@@ -122,6 +124,7 @@ class LayerReport:
     iterations: int
     seconds: float
     outputs_dropped: int = 0
+    inputs_dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,15 @@ class CompressionResult:
 
     `goal` is there if the network was compressed to one. `order` says on which inputs the layers
     were solved and measured: "parallel", the original network's; "cascade", those that the
-    compressed layers before them give.
+    compressed layers before them give. `drops_unused` says whether outputs that the next layer does
+    not read are dropped.
     """
 
     model: nn.Module
     layers: tuple[LayerReport, ...]
     goal: GoalReport | None = None
     order: str = "parallel"
+    drops_unused: bool = False
 
 
 class ConvergenceError(RuntimeError):

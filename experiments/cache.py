@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 # To be raised when the content of an entry, or how it is computed, changes.
 _FORMAT = 2
+_OPTIONS_FORMAT = 3
 _GIB = 2**30
 
 
@@ -219,7 +220,7 @@ def remembered_options(
     method |= {"refit": alone(cfg)}
     about = {"of": content_key(cfg, device), "method": method}
     tolerances = OmegaConf.to_container(cfg.goal).get("tolerances")
-    key = identity({**about, "tolerances": tolerances, "format": _FORMAT})
+    key = identity({**about, "tolerances": tolerances, "format": _OPTIONS_FORMAT})
     path = Path(cfg.cache_dir) / f"{key}.json"
     with locked(path.parent / "locks" / f"{key}.lock"):
         try:

@@ -138,6 +138,15 @@ def test_few_samples_dead_inputs_and_small_radii_are_no_obstacle(activation):
         assert not result.weight[:, :4].any()
 
 
+@pytest.mark.parametrize(("seed", "fraction"), [(3, 1e-4), (51, 0.1)])
+def test_units_that_are_on_in_few_samples_are_no_obstacle(seed, fraction):
+    """Beyond some rank the regression has nothing left to reckon with."""
+    inputs, targets = made_up_layer(5, 3, 4, seed=seed)
+    result = lowest_rank(inputs, targets, fraction * targets.norm().item())
+    assert result.objective == numerical_rank(result.weight) <= 3
+    assert result.violation <= 1e-3
+
+
 def test_a_constant_is_enough_where_the_radius_allows_it():
     inputs, targets = made_up_layer(60, 12, 9, seed=0)
     radius = 1.001 * (targets - targets.mean(dim=0)).norm().item()
