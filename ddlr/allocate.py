@@ -15,8 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddlr.capture import feeds_only, outputs_of
-from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers
+from ddlr.capture import outputs_of
+from ddlr.layerwise import (
+    CapturedLayers,
+    LayerProblem,
+    capture_layers,
+    is_all_that_reads,
+)
 from ddlr.network_bound import output_bound
 from ddlr.network_refit import refit_result
 from ddlr.result import CompressionResult, GoalReport
@@ -267,8 +272,9 @@ def layer_options(
                     an_output=report.rank if low_rank else report.parameters_kept // outputs,
                 )
             )
-        only = following is not None and drops
-        if not (only and feeds_only(model, layer.name, following.name, captured.batches[0])):
+        if not (
+            drops and following and is_all_that_reads(model, following, layer, captured.batches)
+        ):
             found = [dataclasses.replace(option, an_output=0) for option in found]
         options[layer.name] = found
     return options
@@ -397,7 +403,9 @@ def _measure(
             lost = 100 * ((before == labels).double() - (after == labels).double())
             drop = lost.mean().item()
             # Of the difference of two such means, hence the 2: other samples scatter, too.
-            margin = _NORMAL_QUANTILE * lost.std().item() * math.sqrt(2 / len(lost))
+            # With two more losses and gains it is sensible also where few samples changed.
+            spread = torch.cat([lost, lost.new_tensor([100.0, 100.0, -100.0, -100.0])]).std().item()
+            margin = _NORMAL_QUANTILE * spread * math.sqrt(2 / len(lost))
             return report(drop, drop <= goal.wanted, (drop - margin, drop + margin))
 
     return measure

@@ -169,10 +169,11 @@ def feeds_only(model: nn.Module, name: str, following: str, batch: Tensor) -> bo
     """Whether a layer's outputs reach the network's outputs through one other layer alone.
 
     Tried out on some inputs: the layer's outputs are changed while the other layer is given the
-    inputs that it had. The other layer has to be called once.
+    inputs that it had. Both have to be called once.
     """
     batch = batch[:_TRIED]
     seen: list[Tensor] = []
+    called: list[Tensor] = []
 
     def note(_module, arguments):
         seen.append(arguments[0].clone())
@@ -184,9 +185,10 @@ def feeds_only(model: nn.Module, name: str, following: str, batch: Tensor) -> bo
         return -output - 1
 
     layer, other = model.get_submodule(name), model.get_submodule(following)
-    with _hooked((other.register_forward_pre_hook, note)):
+    count = (layer.register_forward_hook, lambda *given: called.append(given[2]))
+    with _hooked((other.register_forward_pre_hook, note), count):
         before = outputs_of(model, [batch])
-    if len(seen) != 1:
+    if not len(seen) == len(called) == 1:
         return False
     with _hooked((layer.register_forward_hook, change), (other.register_forward_pre_hook, give)):
         return torch.equal(before, outputs_of(model, [batch]))

@@ -39,8 +39,8 @@ def fewest_weights(
     neighbours, costs a weight in each term of the rank; without it the rank may be a little higher
     and the layer smaller all the same.
 
-    Inputs are left out in stages, each of which keeps 85 % of those before it: those that matter
-    least to the low-rank outputs once the other inputs have made up for them,
+    Inputs are left out in stages, each of which keeps 85 % of those before it: one by one those
+    that matter least to the low-rank outputs once the other inputs have made up for them,
     ||W_j||^2 / ((X^T X)^-1)_jj for input j (as in the optimal brain surgeon). On the inputs of each
     stage the original outputs are regressed and truncated in closed form, which gives a number of
     weights; on those of the stage with the fewest, `ddlr.lowest_rank` then lowers the rank. Nothing
@@ -68,15 +68,17 @@ def fewest_weights(
     if warm_start is not None:
         check_warm_start(warm_start, plain, targets)
     stages = list(_stages(geometry, outputs, warm_start or _regression(geometry, targets)))
+    stages[0] = dataclasses.replace(stages[0], start=warm_start)  # as `ddlr.lowest_rank` begins
     # Within the radius in closed form, so the first will do; the others are for rounding.
     for stage in sorted(stages, key=lambda each: each.size):
         try:
-            solved = _solve_stage(stage, geometry, targets, radius, activation, max_iterations)
+            solved, size = _solve_stage(
+                stage, geometry, targets, radius, activation, max_iterations
+            )
             break
         except ConvergenceError:
             if stage is stages[0]:  # on all inputs
                 raise
-    size = fewest_stored(int(solved.objective), len(stage.kept), targets.shape[1])
     weight, bias = plain.new_zeros(targets.shape[1], plain.shape[1]), solved.bias
     weight[:, stage.kept] = solved.weight
     if warm_start is not None and size >= weight.numel():  # nothing smaller was found
@@ -99,7 +101,7 @@ class _Stage:
     """Inputs that are left, the original outputs regressed on them, and the closed form's size."""
 
     kept: Tensor
-    start: WarmStart
+    start: WarmStart | SolverResult | None
     size: float
 
 
@@ -110,16 +112,18 @@ def _solve_stage(
     radius: float,
     activation: str,
     max_iterations: int,
-) -> SolverResult:
-    """The lowest rank on the inputs of a stage."""
+) -> tuple[SolverResult, int]:
+    """The lowest rank on the inputs of a stage, and its weights."""
     if len(stage.kept) < geometry.inputs.shape[1]:
         geometry = CentredInputs(geometry.inputs[:, stage.kept])
-    return lowest_rank(
+    solved = lowest_rank(
         *(geometry, targets, radius),
         activation=activation,
         max_iterations=max_iterations,
         warm_start=stage.start,
     )
+    used = int((solved.weight != 0).any(dim=0).sum())
+    return solved, fewest_stored(int(solved.objective), used, targets.shape[1])
 
 
 def _stages(
@@ -141,10 +145,28 @@ def _stages(
         fewest = min(fewest, size)
         if size > _HOPELESS * fewest or size == math.inf:
             return
-        inverse = torch.cholesky_inverse(factor).diagonal()
-        matters = truncated.double().square().sum(dim=0) / inverse
-        count = int(_KEPT_A_STAGE * len(kept))
-        kept = kept[matters.topk(count).indices.sort().values]
+        kept = kept[_that_matter(truncated.double(), torch.cholesky_inverse(factor))]
+
+
+def _that_matter(weight: Tensor, inverse: Tensor) -> Tensor:
+    """The inputs of the next stage: one by one those that matter least go, others make up for them.
+
+    Of a pair of copies the second matters as soon as the first is gone.
+    """
+    matters = weight.square().sum(dim=0) / inverse.diagonal()
+    leaving = len(matters) - int(_KEPT_A_STAGE * len(matters))
+    # No other input is near enough to being the least one.
+    near = matters.topk(min(3 * leaving, len(matters)), largest=False).indices
+    weight, inverse = weight[:, near], inverse[near][:, near]
+    stays = torch.ones_like(matters, dtype=torch.bool)
+    for _ in range(leaving):
+        matters = weight.square().sum(dim=0) / inverse.diagonal()
+        least = matters.masked_fill(~stays[near], math.inf).argmin()
+        stays[near[least]] = False
+        row = inverse[least] / inverse[least, least]
+        weight = weight - torch.outer(weight[:, least], row)
+        inverse = inverse - torch.outer(inverse[:, least], row)
+    return stays.nonzero()[:, 0]
 
 
 def regress_onto(geometry: CentredInputs, kept: Tensor, start: WarmStart) -> WarmStart:

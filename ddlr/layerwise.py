@@ -504,13 +504,27 @@ def _solve_backwards(
     layers, solutions = [], {}
     following = None
     for layer in reversed(captured):
-        if following is not None and feeds_only(model, layer.name, following.name, batches[0]):
+        if following is not None and is_all_that_reads(model, following, layer, batches):
             layer = _with_targets(layer, layer.targets * _used_inputs(following, solutions))
         bound = tolerances[layer.name]
         solutions[layer.name] = _solve(_problem(layer, bound), solve) if bound else None
         layers.insert(0, layer)
         following = layer
     return layers, solutions
+
+
+def is_all_that_reads(
+    model: nn.Module, following: CapturedLayer, layer: CapturedLayer, batches: Sequence[Tensor]
+) -> bool:
+    """Whether one layer has another's outputs for its inputs, as they are, and nothing else does.
+
+    On the calibration samples, see `ddlr.capture.feeds_only`.
+    """
+    inputs = following.inputs
+    if not (layer.targets.shape == inputs.shape and torch.equal(layer.targets, inputs)):
+        return False
+    batch = next(each for each in batches if len(each))
+    return feeds_only(model, layer.name, following.name, batch)
 
 
 def _used_inputs(layer: CapturedLayer, solutions: Mapping) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddlr.capture import outputs_of
 from ddlr.layerwise import CapturedLayers
 from ddlr.proximal import spectral_norm
-from ddlr.result import CompressionResult, LayerReport
+from ddlr.result import CompressionResult, LayerReport, SolverStatus
 
 # Of activations of one network that differ by rounding alone.
 _SAME = 1e-4
@@ -49,7 +49,7 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
     for report, layer in zip(result.layers, captured.layers, strict=True):
         norm = torch.linalg.vector_norm(layer.targets).item()
         own = _deviation(report) * norm
-        if result.order == "cascade":
+        if result.order == "cascade" and report.status is not SolverStatus.UNCHANGED:
             total = own
             continue
         weight = result.model.get_submodule(report.name).weight

@@ -375,7 +375,7 @@ class _Search:
         """
         left = self.sizes[rank:].double().square().sum()
         share = (self.sizes[rank].double().square() / left).item()
-        if not (radius and error and share):
+        if not (radius and error and share > 0):
             return 0
         return round(2 * math.log(error / radius) / share)
 

@@ -48,8 +48,8 @@ from experiments.units import network_path
 log = logging.getLogger(__name__)
 
 # To be raised when the content of an entry, or how it is computed, changes.
-_FORMAT = 2
-_OPTIONS_FORMAT = 3
+_FORMAT = 3
+_OPTIONS_FORMAT = 4
 _GIB = 2**30
 
 

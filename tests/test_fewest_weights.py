@@ -155,6 +155,22 @@ def test_of_inputs_that_are_copies_half_are_left_out_and_never_both(noise, activ
 
 
 @pytest.mark.parametrize("activation", ["relu", "none"])
+def test_inputs_go_by_what_they_bring_and_not_by_the_size_of_their_weights(activation):
+    scale = torch.ones(24, dtype=torch.float64)
+    scale[::2] = 0.1
+    inputs = scale * normal(400, 24, seed=0)
+    weight = normal(12, 24, seed=1) / (2 * scale.sqrt())  # the larger, the less it brings
+    start = WarmStart(weight, torch.zeros(12, dtype=torch.float64))
+    outputs = inputs @ weight.T
+    targets = outputs.relu() if activation == "relu" else outputs
+    radius = 0.5 * targets.norm().item()
+    result = fewest_weights(inputs, targets, radius, activation=activation, warm_start=start)
+    without = used(result.weight).logical_not()
+    assert without[::2].all() and without[1::2].sum() <= 6
+    assert_within_and_counted(result, inputs, targets, radius, activation)
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
 @pytest.mark.parametrize("started", [True, False], ids=["started", "from nothing"])
 def test_few_samples_and_dead_and_constant_inputs_are_no_obstacle(activation, started):
     inputs, targets = made_up_layer(15, 40, 12, activation=activation, seed=5)
@@ -297,6 +313,8 @@ def test_outputs_that_nothing_uses_are_gone_and_the_others_keep_the_promise(
         assert error == pytest.approx(report.relative_error, rel=1e-3)
         if order == "parallel":
             assert report.relative_tolerance == tolerance
+        else:  # the outputs that are left make up for the others
+            assert tolerance <= report.relative_tolerance < 2.5 * tolerance
 
         columns, rows = int(used(layer.weight).sum()), int((layer.weight != 0).any(dim=1).sum())
         if isinstance(layer, LowRankLinear):
