@@ -44,8 +44,9 @@ def fewest_weights(
     ||W_j||^2 / ((X^T X)^-1)_jj for input j (as in the optimal brain surgeon). On the inputs of each
     stage the original outputs are regressed and truncated in closed form, which gives a number of
     weights; on those of the stage with the fewest, `ddlr.lowest_rank` then lowers the rank. Nothing
-    proves that none are fewer. A stage costs a regression and about two of the matrix products
-    X Wt, and the search for the lowest rank is made once.
+    proves that none are fewer, and in rare cases the lowest rank on all inputs needs a few less. A
+    stage costs a regression and about two of the matrix products X Wt; the search for the lowest
+    rank is made once.
 
     Parameters and errors are those of `ddlr.lowest_rank`. Without a `warm_start` the outputs to
     begin with are the regression of the targets.
