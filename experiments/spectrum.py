@@ -56,8 +56,8 @@ def spectra(cfg: DictConfig) -> pd.DataFrame:
     alone = dataclasses.replace(prepared.captured, layers=(layer,))
     solves = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib)
     for method in cfg.methods.values():
-        # Refits share a solve.
-        memory = {"memory": solves} if "refit" in method and cfg.cache.enabled else {}
+        # Methods that have orders take a memory; their refits share a solve.
+        memory = {"memory": solves} if "order" in method and cfg.cache.enabled else {}
         compressed = build(method, model=prepared.network, calibration=alone, **memory)
         weight = compressed.model.get_submodule(layer.name).weight.detach()
         choice = {

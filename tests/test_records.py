@@ -84,10 +84,11 @@ def test_checkpoints_come_back_and_mismatches_are_refused(tmp_path):
 
 def settings(*rows_: tuple, **columns) -> pd.DataFrame:
     """Rows of `sweeps.csv`: tolerance, seed, kept, held-out drop, test drop; bytes are twice."""
-    names = ("relative_tolerance", "seed", "kept_fraction", "accuracy_drop_held_out")
+    names = ("wanted", "seed", "kept_fraction", "accuracy_drop_held_out")
     table = pd.DataFrame(rows_, columns=[*names, "accuracy_drop"])
     table["bytes_fraction"] = 2 * table["kept_fraction"]
-    about = {key: "x" for key in ("dataset", "model", "method", "constraint", "refit", "order")}
+    keys = ("dataset", "model", "method", "constraint", "refit", "order", "goal")
+    about = {key: "x" for key in keys}
     return table.assign(**{**about, "calibration_samples": 500, **columns})
 
 
@@ -105,7 +106,7 @@ def test_sizes_are_chosen_by_held_out_samples_and_the_test_set_is_reported():
     assert list(weights.index) == [0.5, 1.0]
     tight, loose = weights.loc[0.5], weights.loc[1.0]
     # Means over seeds of the held-out drop: 0.2, 0.6 and 1.25.
-    assert (tight["relative_tolerance"], loose["relative_tolerance"]) == (0.1, 0.2)
+    assert (tight["wanted"], loose["wanted"]) == (0.1, 0.2)
     assert (tight["fraction"], tight["fraction_min"], tight["fraction_max"]) == (0.6, 0.5, 0.7)
     assert tight["accuracy_drop_held_out"] == 0.2
     drops = ("accuracy_drop", "accuracy_drop_min", "accuracy_drop_max")
