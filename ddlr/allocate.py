@@ -304,7 +304,8 @@ def reach(
     """
     made: dict[int, CompressionResult] = {}
     measured: dict[int, tuple[CompressionResult, GoalReport]] = {}
-    measure = _measure(goal, model, captured)
+    original = outputs_of(model, captured.batches)
+    measure = _measure(goal, model, captured, original)
 
     def make(index: int) -> CompressionResult:
         if index not in made:
@@ -333,7 +334,7 @@ def reach(
     report = dataclasses.replace(
         report,
         tried=len(made),
-        output_error=_output_error(model, result, captured),
+        output_error=_output_error(original, result, captured),
         output_bound=output_bound(model, result, captured),
     )
     if not report.met:
@@ -368,7 +369,7 @@ def _kept(result: CompressionResult) -> int:
 
 
 def _measure(
-    goal: Goal, model: nn.Module, captured: CapturedLayers
+    goal: Goal, model: nn.Module, captured: CapturedLayers, original: Tensor
 ) -> Callable[[CompressionResult], GoalReport]:
     """A network's measured value of a goal, with an interval where it is of held-out samples."""
 
@@ -386,7 +387,7 @@ def _measure(
     elif goal.name == "max_output_error":
 
         def measure(result: CompressionResult) -> GoalReport:
-            error = _output_error(model, result, captured)
+            error = _output_error(original, result, captured)
             return report(error, error <= goal.wanted)
 
     else:
@@ -411,10 +412,9 @@ def _measure(
     return measure
 
 
-def _output_error(model: nn.Module, result: CompressionResult, captured: CapturedLayers) -> float:
-    wanted = outputs_of(model, captured.batches)
-    moved = outputs_of(result.model, captured.batches) - wanted
-    return (moved.norm() / wanted.norm()).item()
+def _output_error(original: Tensor, result: CompressionResult, captured: CapturedLayers) -> float:
+    moved = outputs_of(result.model, captured.batches) - original
+    return (moved.norm() / original.norm()).item()
 
 
 def _budget(goal: Goal, captured: CapturedLayers) -> int | None:

@@ -26,9 +26,8 @@ from ddlr.allocate import TOLERANCES, layer_options
 from experiments.cache import Prepared, SolveMemory, alone, prepare, remembered_options
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
-from experiments.records import provenance, write_json
+from experiments.records import ONE_TOLERANCE, provenance, write_json
 from experiments.sweeping import command, group_of, layer_bar, note_outcome, set_verbosity
-from experiments.tables import ONE_TOLERANCE
 from experiments.tracking import track
 from experiments.training import choose_device
 from experiments.units import (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from experiments.configuration import REPOSITORY
 
+ONE_TOLERANCE = "relative_tolerance"  # the goal of a run that has no other
 _REPORTED_PACKAGES = ("torch", "numpy", "hydra-core", "pandas", "wandb")
 
 

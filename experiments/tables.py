@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.records import write_whole
+from experiments.records import ONE_TOLERANCE, write_whole
 
 NETWORK_TITLES = {
     "lenet_300_100": "LeNet-300-100 on MNIST",
@@ -59,7 +59,6 @@ MADE_BY = {
 VARIANT = ["method", "constraint", "refit", "order"]
 GROUP = ["dataset", "model", *VARIANT, "calibration_samples", "goal"]
 SETTING = [*GROUP, "wanted"]
-ONE_TOLERANCE = "relative_tolerance"  # the goal of a run that has no other
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.checkpoints import checkpoint_path
 from experiments.data import data_sha256
 from experiments.locking import holder, locked
-from experiments.records import file_sha256, identity
-from experiments.tables import ONE_TOLERANCE
+from experiments.records import ONE_TOLERANCE, file_sha256, identity
 
 FINISHED, RUNNING, FAILED, MISSING = "finished", "running", "failed", "missing"
 FINISHED_IN = ("records", "tables")
@@ -174,13 +173,8 @@ def describe(cfg: DictConfig) -> str:
     words = ["{model}", "{method}", "{constraint}"]
     refit = {"none": [], "fixed": ["refit"]}.get(chosen["refit"], ["{refit} refit"])
     words += refit + ["cascade"] * (chosen["order"] == "cascade")
-    words += ["{goal}"] * (chosen["goal"] != ONE_TOLERANCE) + [
-        "{wanted:g}",
-        "seed",
-        "{seed},",
-        "{calibration_samples}",
-        "samples",
-    ]
+    words += ["{goal}"] * (chosen["goal"] != ONE_TOLERANCE)
+    words += ["{wanted:g}", "seed", "{seed},", "{calibration_samples}", "samples"]
     return " ".join(words).format(**chosen)
 
 
