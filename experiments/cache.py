@@ -48,8 +48,8 @@ from experiments.units import network_path
 log = logging.getLogger(__name__)
 
 # To be raised when the content of an entry, or how it is computed, changes.
-_FORMAT = 3
-_OPTIONS_FORMAT = 4
+_FORMAT = 4
+_OPTIONS_FORMAT = 5
 _GIB = 2**30
 
 
