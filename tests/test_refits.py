@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor
 
 from ddlr import CentredInputs, refit_low_rank, solve_low_rank
 from ddlr.constraints import OutputSet
@@ -42,15 +43,28 @@ def test_a_refit_keeps_rank_or_support_and_lowers_the_error(activation, samples,
     assert loss(inputs, targets, weight, bias, activation) < 0.9 * before
 
 
-def test_every_step_of_the_low_rank_refit_descends():
+def fit_of_a_shrunk_weight() -> tuple[_Fit, Tensor, Tensor]:
+    """A fit at its beginning, its inputs and its targets."""
     inputs, targets = made_up_layer(200, 20, 12, seed=3)
     solved = solve_low_rank(inputs, targets, 0.3 * targets.norm().item())
-    rank = numerical_rank(solved.weight)
     outputs = OutputSet(targets, 0.0, "relu", "hinge")
     white = _Whitened(CentredInputs(inputs))
-    left, right = _truncate(white.enter(solved.weight), rank)
+    left, right = _truncate(white.enter(solved.weight), numerical_rank(solved.weight))
     bias = solved.bias + solved.weight @ white.mean
-    fit = _Fit(white, outputs, left @ right.T, left, right, bias)
+    return _Fit(white, outputs, left @ right.T, left, right, bias), inputs, targets
+
+
+def test_extrapolation_saves_more_than_half_of_the_steps():
+    (plain, *_), (fit, *_) = fit_of_a_shrunk_weight(), fit_of_a_shrunk_weight()
+    for _ in range(40):
+        plain._try(plain.nearest)  # a step without extrapolation
+    for _ in range(20):
+        fit.step()
+    assert fit.loss < plain.loss
+
+
+def test_every_step_of_the_low_rank_refit_descends():
+    fit, inputs, targets = fit_of_a_shrunk_weight()
     losses = [fit.loss]
     for _ in range(50):
         fit.step()
