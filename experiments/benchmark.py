@@ -7,6 +7,7 @@ that an iteration cannot avoid, X Wt and Rt X, at the layer's shapes, dtype, dev
 
 import itertools
 import logging
+import math
 import multiprocessing
 import platform
 import tempfile
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 
 SOLVERS = {"nuclear": solve_low_rank, "l1": solve_sparse}
 _REPETITIONS = 15
+_SETTLED = 1e-4  # the share of an error that a further fit lowers it by
 _ITERATIONS_A_TRACE_POINT = 10
 _ITERATIONS_A_JUDGEMENT = 50
 _Result = TypeVar("_Result")
@@ -209,7 +211,8 @@ def rank_search(cfg: DictConfig, device: torch.device) -> list[dict]:
     """The search for a trained layer's lowest rank, and the best weight of one rank.
 
     What is timed begins with the eigenvectors of the inputs, which all solves of a layer share, and
-    includes all else, also the projection of the inputs on them.
+    includes all else, also the projection of the inputs on them. Whether a lower rank was missed is
+    tried from random weights.
     """
     settings = cfg.lowest_rank
     own = cfg.copy()
@@ -256,7 +259,34 @@ def rank_search(cfg: DictConfig, device: torch.device) -> list[dict]:
     row = {"case": "one rank", **common, "rank": rank}
     rows.append({**row, "pair_seconds": pair, "seconds": seconds, "relative_error": error})
     log.info("rank %d: error %.4f in %.2f s, %.1f pairs", rank, error, seconds, seconds / pair)
+    lower, inputs = rank - 1, geometry()
+    for seed in range(settings.other_starts):
+        error = _error_from_random(layer, inputs, lower, seed)
+        rows.append({"case": "other start", **common, "rank": lower, "relative_error": error})
+        log.info("rank %d from random weights: error %.5f", lower, error)
     return rows
+
+
+def _error_from_random(layer: Layer, inputs: CentredInputs, rank: int, seed: int) -> float:
+    """The relative error at which fits of a rank end that begin at a random weight.
+
+    Each fit is held near its own beginning, in directions that the data hardly show, so the next
+    one begins where it ended.
+    """
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(layer.targets.shape[1], layer.inputs.shape[1], generator=random)
+    weight = weight.to(layer.inputs) / layer.inputs.shape[1] ** 0.5
+    bias = layer.targets.mean(dim=0)
+    error, before = _relative_error(layer, weight, bias), math.inf
+    while error < (1 - _SETTLED) * before:
+        weight, bias = refit_low_rank(
+            *(inputs, layer.targets, weight, bias),
+            rank=rank,
+            activation=layer.activation,
+            tolerance=_SETTLED,
+        )
+        error, before = _relative_error(layer, weight, bias), error
+    return error
 
 
 def growth(cfg: DictConfig, device: torch.device) -> list[dict]:
