@@ -45,7 +45,7 @@ FAR_FROM_DENSE = 5.0  # points of test accuracy; a frontier is compared where ou
 SINGLE_SEED_MARGIN = 0.2  # points, where there is no spread over seeds
 SIZES = np.geomspace(0.002, 1, 128)  # kept fractions at which frontiers are compared, 5 % apart
 RANK_TOLERANCES = (0.05, 0.3)  # from and to
-RANK_SAMPLES = 5000
+USUAL_SAMPLES = 5000  # of calibration
 RANK_RATIO = 0.8
 ACCURACY_DROP = 0.5  # points that a network is compressed to
 NETWORKS = 3 * len(MNIST)  # three seeds of each
@@ -112,10 +112,11 @@ def small_enough(
 def smaller_than_baselines(sweeps: pd.DataFrame, model: str, limit: float) -> Outcome:
     """Our size at the drop over that of the best baseline, both without refit of the network.
 
-    Where the baseline may be smaller still than it was measured, the target is not met.
+    The baseline is the best of all numbers of calibration samples. Where it may be smaller still
+    than it was measured, the target is not met.
     """
-    runs = of_network(with_all_seeds(sweeps), model)
-    runs = runs[~runs["method"].isin(OURS) & runs["refit"].isin(ALONE)]
+    runs = with_all_seeds(sweeps)
+    runs = runs[(runs["model"] == model) & ~runs["method"].isin(OURS) & runs["refit"].isin(ALONE)]
     ours, best = smallest(our_sizes(sweeps, model, ALONE)), smallest(sizes(runs))
     if ours is None or best is None:
         return Outcome()
@@ -172,6 +173,8 @@ def variant_words(names: Sequence[str], key: tuple) -> str:
         words.append("hinge set")
     if about.get("goal") == ONE_TOLERANCE:
         words.append("one tolerance")
+    if about.get("calibration_samples", USUAL_SAMPLES) != USUAL_SAMPLES:
+        words.append(f"{about['calibration_samples']} samples")
     return ", ".join(words)
 
 
@@ -191,11 +194,13 @@ def at_sizes(rows: pd.DataFrame, column: str, wanted: float | np.ndarray) -> np.
 def on_the_frontier(sweeps: pd.DataFrame, model: str) -> Outcome:
     """No baseline is above the best of ours at any size by more than the spread over seeds.
 
-    A baseline is compared on the seeds that it was run with.
+    A baseline is compared on the seeds that it was run with, at every number of calibration samples
+    that it was run with.
     """
-    runs = of_network(sweeps, model)
+    runs = sweeps[sweeps["model"] == model]
     runs = runs[runs["refit"].isin(ALONE) & runs["goal"].isin([A_SIZE, ONE_TOLERANCE])]
-    ours, baselines = (curves(runs[runs["method"].isin(OURS) == own]) for own in (True, False))
+    own = runs["method"].isin(OURS)
+    ours, baselines = curves(at_main_samples(runs[own])), curves(runs[~own])
     if not ours or not baselines:
         return Outcome()
     dense = runs.groupby("seed")["accuracy_dense"].first()
@@ -277,7 +282,7 @@ def rank_ratios(sweeps: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
     """By network, layer and tolerance, the mean over seeds; NaN where a layer is stored dense."""
     runs = sweeps[
         (sweeps["goal"] == ONE_TOLERANCE)
-        & (sweeps["calibration_samples"] == RANK_SAMPLES)
+        & (sweeps["calibration_samples"] == USUAL_SAMPLES)
         & (sweeps["refit"] == "none")
         & (sweeps["order"] == "parallel")
         & sweeps["model"].isin(MNIST)
@@ -392,8 +397,10 @@ set*: the drop there, in points, at the size that held-out samples chose. Fronti
 accuracy at the same size, where ours is within {FAR_FROM_DENSE:g} points of dense; each baseline
 in each variant counts, on the seeds it was run with, and is above ours if by more than half the
 range over seeds (the larger one of the two), or {SINGLE_SEED_MARGIN:g} points where there is one
-seed. *One tolerance*: for all layers of a network; else each has its own. A *pair* is the time of
-the two matrix products of the dense layer's size that no iteration of a solver can avoid."""
+seed. *One tolerance*: for all layers of a network; else each has its own. *Samples*, where named:
+of calibration; else {USUAL_SAMPLES}. Baselines count at every number that they were run with. A
+*pair* is the time of the two matrix products of the dense layer's size that no iteration of a
+solver can avoid."""
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="targets")

@@ -23,6 +23,7 @@ def curve(
     order: str = "parallel",
     goal: str = "kept_fraction",
     seeds: tuple[int, ...] = ALL_SEEDS,
+    samples: int = 5000,
     drops: tuple[float, ...] = DROPS,
     test_drops: tuple[float, ...] | None = None,
 ) -> pd.DataFrame:
@@ -35,7 +36,7 @@ def curve(
         for seed in seeds
     ]
     about = {"dataset": "any", "model": model, "method": method, "constraint": "hinge"}
-    about |= {"refit": refit, "order": order, "goal": goal, "calibration_samples": 5000}
+    about |= {"refit": refit, "order": order, "goal": goal, "calibration_samples": samples}
     return pd.DataFrame(rows).assign(**about, accuracy_dense=98.0)
 
 
@@ -147,6 +148,18 @@ def test_a_baseline_that_may_be_smaller_than_it_was_measured_leaves_the_target_u
     row = judged("VGG.*over", curve("lowest_rank", 0.01, **one), within)
     assert row["measured"].startswith("at least 0.10")
     assert row["met"] == "no"
+
+
+@pytest.mark.parametrize("what", ["VGG.*over", "VGG.*above ours"])
+def test_baselines_count_at_any_number_of_samples(what):
+    one = {"model": "vgg_small", "seeds": (0,)}
+    ours = curve("lowest_rank", 0.06, samples=20000, **one)
+    # Most of the baseline's rows are at the usual number.
+    usual = [curve("svd", 0.1, goal=goal, **one) for goal in ("kept_fraction", "max_parameters")]
+    assert judged(what, ours, *usual)["met"] == "yes"
+    row = judged(what, ours, *usual, curve("svd", 0.05, samples=10000, **one))
+    assert row["met"] == "no"
+    assert "SVD of the weights, refit none, parallel, 10000 samples" in row["measured"]
 
 
 # --- the frontier ----------------------------------------------------------------------------
