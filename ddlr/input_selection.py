@@ -48,6 +48,9 @@ def fewest_weights(
     stage costs a regression and about two of the matrix products X Wt; the search for the lowest
     rank is made once.
 
+    What the other inputs make up for is learnt from the samples. With few samples for each input
+    the error on further ones is well above the radius; more samples help, and cost no labels.
+
     Parameters and errors are those of `ddlr.lowest_rank`. Without a `warm_start` the outputs to
     begin with are the regression of the targets.
 
