@@ -232,7 +232,10 @@ def test_every_choice_composes_and_its_target_exists(overrides):
     assert REPOSITORY / "results" == Path(cfg.results_dir)
 
 
-RANKS_OF_DIGITS = ("model@lowest_rank.model=mlp_digits", "lowest_rank.samples=200")
+RANKS_OF_DIGITS = (
+    "model@lowest_rank.model=mlp_digits",
+    *("lowest_rank.samples=200", "lowest_rank.other_starts=2"),
+)
 
 
 def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
@@ -281,8 +284,10 @@ def test_a_part_of_the_benchmark_runs_alone_and_leaves_the_rows_of_others(tmp_pa
     table = pd.read_csv(path)
     assert table.loc[table["part"] == "growth", "seconds"].tolist() == [7.0]
     found = table[table["part"] == "lowest_rank"]
-    assert list(found["case"]) == ["search", "search", "search", "one rank"]
-    searches, one = found.iloc[:3], found.iloc[3]
+    assert list(found["case"]) == ["search"] * 3 + ["one rank"] + ["other start"] * 2
+    searches, one, others = found.iloc[:3], found.iloc[3], found.iloc[4:]
+    assert (others["rank"] == one["rank"] - 1).all()
+    assert (others["relative_error"] > one["relative_error"]).all()
     assert (searches["relative_error"] <= searches["relative_tolerance"] * (1 + 1e-3)).all()
     assert searches["rank"].is_monotonic_decreasing
     assert one["rank"] == searches["rank"].iloc[1]
