@@ -42,7 +42,7 @@ from experiments.data import Dataset, Split, data_sha256
 from experiments.locking import locked
 from experiments.metrics import Judged, judge_dense, predict
 from experiments.networks import split_at_first_linear
-from experiments.records import file_sha256, identity, write_json, write_whole
+from experiments.records import PARTIAL, file_sha256, identity, write_json, write_whole
 from experiments.units import network_path
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 # To be raised when the content of an entry, or how it is computed, changes.
 _FORMAT = 4
 _OPTIONS_FORMAT = 5
+_KINDS = (".safetensors", ".json", PARTIAL)
 _GIB = 2**30
 
 
@@ -244,9 +245,9 @@ def alone(cfg: DictConfig) -> str:
 
 
 def entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """The files of the cache, the longest unused first."""
+    """The files of the cache, and what killed processes left, the longest unused first."""
     found = []
-    for path in [*folder.glob("*.safetensors"), *folder.glob("*.json")]:
+    for path in (path for kind in _KINDS for path in folder.glob(f"*{kind}")):
         try:
             found.append((path, path.stat()))
         except FileNotFoundError:  # another process made room

@@ -156,7 +156,8 @@ def _draw_scaling(axes: Axes, rows: pd.DataFrame, solver: str, **style) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     # Without the software version in it, the same table gives the same file.
-    write_whole(path, lambda scratch: figure.savefig(scratch, dpi=150, metadata={"Software": None}))
+    about = {"format": path.suffix[1:], "metadata": {"Software": None}}
+    write_whole(path, lambda scratch: figure.savefig(scratch, dpi=150, **about))
     plt.close(figure)
 
 

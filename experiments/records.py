@@ -13,14 +13,19 @@ from pathlib import Path
 
 from experiments.configuration import REPOSITORY
 
+PARTIAL = ".partial"  # how the names of files end that are being written
 ONE_TOLERANCE = "relative_tolerance"  # the goal of a run that has no other
 _REPORTED_PACKAGES = ("torch", "numpy", "hydra-core", "pandas", "wandb")
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then move it into place in one atomic step."""
+    """Let `write` fill a file beside `path`, then move it into place in one atomic step.
+
+    Until then, and for good where a process is killed in between, its name ends in `PARTIAL`: no
+    search for files of a kind takes it for one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL)
     os.close(handle)
     try:
         write(Path(scratch))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pandas as pd
 import pytest
@@ -30,6 +31,18 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_scratch(tmp_path):
         write_whole(path, interrupted)
     assert path.read_text() == "complete"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_being_written_is_not_read_as_a_record(tmp_path):
+    write_json(tmp_path / "a.json", {"row": {}, "layers": []})
+    seen = []
+
+    def killed_after_this(scratch):
+        shutil.copy(tmp_path / "a.json", scratch)
+        seen.append(read_records(tmp_path))
+
+    write_whole(tmp_path / "b.json", killed_after_this)
+    assert [len(records) for records in [*seen, read_records(tmp_path)]] == [1, 2]
 
 
 def test_records_are_strict_json_and_others_are_named(tmp_path):

@@ -327,6 +327,11 @@ def test_the_cache_keeps_to_its_limit_and_lets_the_longest_unused_go(tmp_path):
     os.utime(paths[1], (3e9, 3e9))
     cache.store_entry(paths[3], captured, limit_gib=limit)
     assert [path.exists() for path in paths] == [False, True, False, True]
+    left = tmp_path / ".e.safetensors-0.partial"  # by a process that was killed
+    left.write_bytes(bytes(size))
+    os.utime(left, (0, 0))
+    cache.store_entry(paths[3], captured, limit_gib=limit)
+    assert not left.exists()
     cache.store_entry(paths[0], captured, limit_gib=size / 2**31)
     assert not paths[0].exists()
 
