@@ -19,7 +19,7 @@ from ddlr.layerwise import (
 )
 from ddlr.low_rank import solve_low_rank
 from ddlr.network_refit import refit_result
-from ddlr.reduced_rank import lowest_rank, refit_low_rank
+from ddlr.reduced_rank import RIDGE, check_ridge, lowest_rank, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 
 
@@ -38,6 +38,7 @@ def compress(
     constraint: str = "net_trim",
     refit: str = "none",
     order: str = "parallel",
+    ridge: float = RIDGE,
     layers: Sequence[str] | None = None,
     activations: Mapping[str, str] | None = None,
     tolerance: float = 1e-2,
@@ -86,6 +87,11 @@ def compress(
         for it. "cascade" solves it on those that the compressed layers before it give, towards the
         original output, in the set `hinge` from the second layer on; where the original weights
         already miss the bound there, it is sqrt(1.1) times their error. The report has it.
+    ridge : float
+        Of the refits, "lowest_rank" and "fewest_weights": how strongly weights stay as they were in
+        directions that the samples hardly show, see `ddlr.refit_low_rank`. Where errors on further
+        samples are well above those on the calibration samples, as with few of these for each
+        input, 1 keeps a network of the same size closer to the original.
     layers : sequence of str, optional
         Names of the layers to compress; every `nn.Linear` by default.
     activations : mapping of str to {"relu", "none"}, optional
@@ -125,6 +131,7 @@ def compress(
         "min_agreement": min_agreement,
     }
     check_refit(refit)
+    check_ridge(ridge)
     has_goal = any(wanted is not None for wanted in goals.values())
     if has_goal and relative_tolerance is not None:
         raise ValueError("give a relative_tolerance or a goal, not both")
@@ -141,6 +148,7 @@ def compress(
         compress,
         method=method,
         constraint=constraint,
+        ridge=ridge,
         layers=layers,
         activations=activations,
         tolerance=tolerance,
@@ -171,12 +179,12 @@ def compress(
     nuclear = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
     solvers = {
         "nuclear": (solve_low_rank, nuclear),
-        "lowest_rank": (lowest_rank, {}),
-        "fewest_weights": (fewest_weights, {}),
+        "lowest_rank": (lowest_rank, {"ridge": ridge}),
+        "fewest_weights": (fewest_weights, {"ridge": ridge}),
     }
     if method not in solvers:
         raise ValueError(f"method is {method!r}; choose one of {tuple(solvers)}")
-    refit_weight = _refit if refit == "fixed" else None
+    refit_weight = partial(_refit, ridge=ridge) if refit == "fixed" else None
     solve = LayerSolver(*solvers[method], refit=refit_weight, memory=memory)
     return compress_layers(
         model,
@@ -191,6 +199,7 @@ def compress(
         workers=workers,
         on_layer=on_layer,
         drop_unused=method == "fewest_weights",
+        ridge=ridge,
     )
 
 
@@ -199,7 +208,7 @@ def check_refit(refit: str) -> None:
         raise ValueError(f"refit is {refit!r}; choose one of {REFITS}")
 
 
-def _refit(problem: LayerProblem, solved: SolverResult) -> tuple[Tensor, Tensor]:
+def _refit(problem: LayerProblem, solved: SolverResult, ridge: float) -> tuple[Tensor, Tensor]:
     """The best weight of the solved one's rank on its inputs, unless it will not be stored."""
     weight = solved.weight
     used = (weight != 0).any(dim=0)
@@ -219,6 +228,7 @@ def _refit(problem: LayerProblem, solved: SolverResult) -> tuple[Tensor, Tensor]
         solved.bias,
         rank=rank,
         activation=problem.activation,
+        ridge=ridge,
     )
     return refitted, bias
 

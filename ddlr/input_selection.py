@@ -12,7 +12,7 @@ from torch import Tensor
 from ddlr.admm import CentredInputs, WarmStart, check_problem, check_warm_start
 from ddlr.constraints import OutputSet
 from ddlr.layers import fewest_stored
-from ddlr.reduced_rank import RIDGE, WITHIN, lowest_rank, lowest_truncation
+from ddlr.reduced_rank import RIDGE, WITHIN, check_ridge, lowest_rank, lowest_truncation
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 
 _KEPT_A_STAGE = 0.85
@@ -27,6 +27,7 @@ def fewest_weights(
     radius: float,
     *,
     activation: str = "relu",
+    ridge: float = RIDGE,
     max_iterations: int = 50,
     warm_start: WarmStart | SolverResult | None = None,
 ) -> SolverResult:
@@ -49,7 +50,8 @@ def fewest_weights(
     rank is made once.
 
     What the other inputs make up for is learnt from the samples. With few samples for each input
-    the error on further ones is well above the radius; more samples help, and cost no labels.
+    the error on further ones is well above the radius; more samples help, and cost no labels, and
+    so does more ridge, at the price of a larger layer.
 
     Parameters and errors are those of `ddlr.lowest_rank`. Without a `warm_start` the outputs to
     begin with are the regression of the targets.
@@ -65,19 +67,24 @@ def fewest_weights(
     Hassibi and Stork (1993), optimal brain surgeon, for the order in which inputs go.
     """
     started = time.perf_counter()
+    check_ridge(ridge)
     geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
     plain = geometry.inputs
     check_problem(plain, targets, tolerance=1.0, max_iterations=max_iterations)
     outputs = OutputSet(targets, radius, activation, "hinge")
     if warm_start is not None:
         check_warm_start(warm_start, plain, targets)
-    stages = list(_stages(geometry, outputs, warm_start or _regression(geometry, targets)))
+    original = warm_start or _regression(geometry, targets)
+    stages = list(_stages(geometry, outputs, original, _gram(geometry, ridge)))
     stages[0] = dataclasses.replace(stages[0], start=warm_start)  # as `ddlr.lowest_rank` begins
     # Within the radius in closed form, so the first will do; the others are for rounding.
     for stage in sorted(stages, key=lambda each: each.size):
         try:
             solved, size = _solve_stage(
-                stage, geometry, targets, radius, activation, max_iterations
+                *(stage, geometry, targets, radius),
+                activation=activation,
+                ridge=ridge,
+                max_iterations=max_iterations,
             )
             break
         except ConvergenceError:
@@ -114,27 +121,20 @@ def _solve_stage(
     geometry: CentredInputs,
     targets: Tensor,
     radius: float,
-    activation: str,
-    max_iterations: int,
+    **options,
 ) -> tuple[SolverResult, int]:
     """The lowest rank on the inputs of a stage, and its weights."""
     if len(stage.kept) < geometry.inputs.shape[1]:
         geometry = CentredInputs(geometry.inputs[:, stage.kept])
-    solved = lowest_rank(
-        *(geometry, targets, radius),
-        activation=activation,
-        max_iterations=max_iterations,
-        warm_start=stage.start,
-    )
+    solved = lowest_rank(geometry, targets, radius, warm_start=stage.start, **options)
     used = int((solved.weight != 0).any(dim=0).sum())
     return solved, fewest_stored(int(solved.objective), used, targets.shape[1])
 
 
 def _stages(
-    geometry: CentredInputs, outputs: OutputSet, start: WarmStart | SolverResult
+    geometry: CentredInputs, outputs: OutputSet, start: WarmStart | SolverResult, gram: Tensor
 ) -> Iterator[_Stage]:
     """All inputs, then fewer and fewer, while the radius is reached and the size not hopeless."""
-    gram = _gram(geometry)
     kept = torch.arange(len(gram), device=gram.device)
     fewest = math.inf
     if not gram.any():  # inputs that do not vary: a bias says it all
@@ -173,16 +173,18 @@ def _that_matter(weight: Tensor, inverse: Tensor) -> Tensor:
     return stays.nonzero()[:, 0]
 
 
-def regress_onto(geometry: CentredInputs, kept: Tensor, start: WarmStart) -> WarmStart:
+def regress_onto(
+    geometry: CentredInputs, kept: Tensor, start: WarmStart, ridge: float
+) -> WarmStart:
     """The weight on some of the inputs, by index, that comes closest to the outputs of a start."""
-    return _regressed(geometry, _gram(geometry), kept, start)[0]
+    return _regressed(geometry, _gram(geometry, ridge), kept, start)[0]
 
 
-def _gram(geometry: CentredInputs) -> Tensor:
+def _gram(geometry: CentredInputs, ridge: float) -> Tensor:
     """The Gram matrix of the centred inputs in float64, with the ridge."""
     values, vectors = (each.double() for each in geometry.eigen)
     gram = (vectors * values) @ vectors.T
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
     return gram
 
 

@@ -17,6 +17,7 @@ from ddlr.capture import LayerRecord, capture, feeds_only, run_batches
 from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.input_selection import regress_onto
 from ddlr.layers import gives_outputs, layer_size, numerical_rank, replace_layer
+from ddlr.reduced_rank import RIDGE
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,
@@ -219,6 +220,7 @@ def compress_layers(
     workers: int = 1,
     on_layer: Callable[[LayerReport], None] | None = None,
     drop_unused: bool = False,
+    ridge: float = RIDGE,
 ) -> CompressionResult:
     """Compress linear layers of a network one by one.
 
@@ -262,6 +264,8 @@ def compress_layers(
         weights for. Its bound is then on the others, relative to their norm. So it is where the
         network has no other use for a layer's outputs, which is tried out, see
         `ddlr.capture.feeds_only`.
+    ridge : float
+        In cascade order, of the regression of a layer's weight on the inputs that are used.
 
     Raises
     ------
@@ -301,7 +305,7 @@ def compress_layers(
         captured, known = _solve_backwards(model, list(captured), tolerances, solve, batches)
     if order == "cascade":
         if drop_unused:
-            captured = (_on_used_inputs(layer, known[layer.name]) for layer in captured)
+            captured = (_on_used_inputs(layer, known[layer.name], ridge) for layer in captured)
         solutions = _solve_in_cascade(
             *(captured, tolerances, solve, lambda: compressed, batches, known)
         )
@@ -548,7 +552,7 @@ def _with_targets(layer: CapturedLayer, targets: Tensor) -> CapturedLayer:
 
 
 def _on_used_inputs(
-    layer: CapturedLayer, solved: SolverResult | ConvergenceError | None
+    layer: CapturedLayer, solved: SolverResult | ConvergenceError | None, ridge: float
 ) -> CapturedLayer:
     """The layer with the weight of its live outputs regressed on the inputs that are used."""
     result = _solution(solved)
@@ -556,7 +560,7 @@ def _on_used_inputs(
         return layer
     used = (result.weight != 0).any(dim=0).nonzero()[:, 0]
     start = WarmStart(layer.weight[:, layer.live_in], layer.bias)
-    regressed = regress_onto(layer.live_inputs, used, start)
+    regressed = regress_onto(layer.live_inputs, used, start, ridge)
     weight = torch.zeros_like(layer.weight)
     weight[:, layer.live_in.nonzero()[:, 0][used]] = regressed.weight
     weight *= layer.live_out[:, None]

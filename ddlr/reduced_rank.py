@@ -11,7 +11,7 @@ from ddlr.admm import CentredInputs, WarmStart, check_problem, check_warm_start
 from ddlr.constraints import OutputSet, row_blocks
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 
-# Of the mean eigenvalue of the Gram matrix: holds back directions that the data hardly show.
+# Of the mean eigenvalue of the Gram matrix, unless another is asked for.
 RIDGE = 1e-2
 _ITERATIONS_A_CHECK = 10
 _ITERATIONS_A_LOOK = 5
@@ -29,6 +29,7 @@ def refit_low_rank(
     *,
     rank: int,
     activation: str = "relu",
+    ridge: float = RIDGE,
     tolerance: float = 3e-3,
     max_iterations: int = 200,
 ) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,10 @@ def refit_low_rank(
         the truncated one.
     rank : int
     activation : {"relu", "none"}
+    ridge : float
+        Relative to the mean eigenvalue of the centred inputs' Gram matrix: how strongly the weight
+        is held in directions that the samples hardly show. With few samples for each input more of
+        it serves other samples better, at a larger error on these.
     tolerance : float
         The loop ends when ten iterations lower the loss by less than this share of it.
 
@@ -62,12 +67,18 @@ def refit_low_rank(
     -------
     weight, bias : Tensor
 
+    Raises
+    ------
+    ValueError
+        If the ridge is not positive.
+
     References
     ----------
     Izenman (1975) for reduced-rank regression; Nesterov (1983), O'Donoghue and Candes (2015) for
     the extrapolation and its restart.
     """
-    white = _Whitened(inputs)
+    check_ridge(ridge)
+    white = _Whitened(inputs, ridge)
     left, right = _truncate(white.enter(weight), rank)
     outputs = OutputSet(targets, 0.0, activation, "hinge")
     fit = _Fit(white, outputs, left @ right.T, left, right, bias + weight @ white.mean)
@@ -82,6 +93,7 @@ def lowest_rank(
     radius: float,
     *,
     activation: str = "relu",
+    ridge: float = RIDGE,
     max_iterations: int = 50,
     warm_start: WarmStart | SolverResult | None = None,
 ) -> SolverResult:
@@ -110,6 +122,9 @@ def lowest_rank(
     radius : float
         Bound on the Frobenius norm of the deviation, in the units of the targets.
     activation : {"relu", "none"}
+    ridge : float
+        Of the fits, see `refit_low_rank`; with more of it the rank is somewhat higher, and the
+        error on other samples lower.
     max_iterations : int
         Of the fit of one rank.
     warm_start : WarmStart or SolverResult, optional
@@ -135,8 +150,9 @@ def lowest_rank(
     Izenman (1975); see `refit_low_rank`.
     """
     started = time.perf_counter()
+    check_ridge(ridge)
     exact = activation == "none"
-    white = _Whitened(inputs, 0.0 if exact or warm_start is None else RIDGE)
+    white = _Whitened(inputs, 0.0 if exact or warm_start is None else ridge)
     plain = white.geometry.inputs
     check_problem(plain, targets, tolerance=1.0, max_iterations=max_iterations)
     outputs = OutputSet(targets, radius, activation, "hinge")
@@ -166,13 +182,18 @@ def lowest_rank(
     return result
 
 
+def check_ridge(ridge: float) -> None:
+    if not 0 < ridge < math.inf:
+        raise ValueError(f"ridge is {ridge!r}; it must be a positive number")
+
+
 class _Whitened:
     """Inputs in coordinates in which their Gram matrix and the ridge add up to the identity.
 
     What lies in directions in which the inputs do not vary is left out.
     """
 
-    def __init__(self, inputs: Tensor | CentredInputs, ridge: float = RIDGE):
+    def __init__(self, inputs: Tensor | CentredInputs, ridge: float):
         self.geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
         self.mean = self.geometry.mean
         values, vectors = self.geometry.eigen

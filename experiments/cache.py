@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -332,6 +333,8 @@ def _content(value):
         return {key: _content(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_content(item) for item in value]
+    if isinstance(value, partial):
+        return [_content(part) for part in (value.func, value.args, value.keywords)]
     return f"{value.__module__}.{value.__qualname__}"  # a function
 
 

@@ -20,7 +20,7 @@ from experiments.tables import (
     SETTING,
     read_table,
     with_all_seeds,
-    with_goals,
+    with_choices,
     write_table,
 )
 
@@ -63,7 +63,7 @@ def merge(path: Path, rows: pd.DataFrame) -> None:
         earlier = pd.read_csv(path, dtype={"run": str})
         rows = pd.concat([earlier[~earlier["run"].isin(rows["run"])], rows], ignore_index=True)
     if "calibration_samples" in rows:
-        rows = with_goals(rows)
+        rows = with_choices(rows)
     # Stable, so that the layers of a run keep the order of the network.
     rows = rows.sort_values([key for key in _ORDER if key in rows], kind="stable")
     write_table(path, rows)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.records import ONE_TOLERANCE, write_whole
+from experiments.records import ONE_TOLERANCE, USUAL_RIDGE, write_whole
 
 NETWORK_TITLES = {
     "lenet_300_100": "LeNet-300-100 on MNIST",
@@ -57,7 +57,7 @@ MADE_BY = {
     "benchmark_targets": "python -m experiments.benchmark",
 }
 VARIANT = ["method", "constraint", "refit", "order"]
-GROUP = ["dataset", "model", *VARIANT, "calibration_samples", "goal"]
+GROUP = ["dataset", "model", *VARIANT, "ridge", "calibration_samples", "goal"]
 SETTING = [*GROUP, "wanted"]
 
 
@@ -65,18 +65,19 @@ def read_table(path: Path) -> pd.DataFrame:
     """A table, with the keys of runs as text also where they consist of digits."""
     table = pd.read_csv(path, dtype={"run": str})
     if "relative_tolerance" in table and "calibration_samples" in table:
-        table = with_goals(table)
+        table = with_choices(table)
     if {"bytes_stored", "bytes_dense"} <= set(table):
         table["bytes_fraction"] = table["bytes_stored"] / table["bytes_dense"]
     return table
 
 
-def with_goals(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs with the goals of those that were written down before there were any."""
-    goals = runs.reindex(columns=["goal", "wanted"])
+def with_choices(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with the goal and ridge of those that were written down before these were choices."""
+    found = runs.reindex(columns=["goal", "wanted", "ridge"])
     return runs.assign(
-        goal=goals["goal"].astype(object).fillna(ONE_TOLERANCE),
-        wanted=goals["wanted"].fillna(runs["relative_tolerance"]),
+        goal=found["goal"].astype(object).fillna(ONE_TOLERANCE),
+        wanted=found["wanted"].fillna(runs["relative_tolerance"]),
+        ridge=found["ridge"].fillna(USUAL_RIDGE),
     )
 
 
@@ -110,15 +111,15 @@ def with_all_seeds(sweeps: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_main_samples(sweeps: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the number of calibration samples that a network and method has most rows of.
+    """The rows at the calibration samples and ridge that a network and method has most rows of.
 
-    Of numbers with as many rows the larger one is taken.
+    Of those with as many rows the larger ones are taken.
     """
-    counts = sweeps.groupby(["model", "method", "calibration_samples"]).size().reset_index(name="n")
-    counts = counts.sort_values(["n", "calibration_samples"])
-    main = counts.groupby(["model", "method"])["calibration_samples"].last()
-    of_row = pd.MultiIndex.from_frame(sweeps[["model", "method"]])
-    return sweeps[sweeps["calibration_samples"].to_numpy() == main.reindex(of_row).to_numpy()]
+    of, chosen = ["model", "method"], ["calibration_samples", "ridge"]
+    counts = sweeps.groupby([*of, *chosen]).size().reset_index(name="n")
+    main = counts.sort_values(["n", *chosen]).drop_duplicates(of, keep="last")
+    is_main = sweeps.set_index([*of, *chosen]).index.isin(main.set_index([*of, *chosen]).index)
+    return sweeps[is_main]
 
 
 def size_at_drop(sizes: np.ndarray, drops: np.ndarray, drop: float) -> float:

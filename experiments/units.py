@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.checkpoints import checkpoint_path
 from experiments.data import data_sha256
 from experiments.locking import holder, locked
-from experiments.records import ONE_TOLERANCE, file_sha256, identity
+from experiments.records import ONE_TOLERANCE, USUAL_RIDGE, file_sha256, identity
 
 FINISHED, RUNNING, FAILED, MISSING = "finished", "running", "failed", "missing"
 FINISHED_IN = ("records", "tables")
@@ -159,6 +159,7 @@ def choices(cfg: DictConfig) -> dict:
         "constraint": cfg.method.get("constraint", "hinge"),
         "refit": cfg.method.get("refit", "none"),
         "order": cfg.method.get("order", "parallel"),
+        "ridge": cfg.method.get("ridge", USUAL_RIDGE),
         "seed": cfg.seed,
         "goal": goal,
         "wanted": wanted,
@@ -173,6 +174,7 @@ def describe(cfg: DictConfig) -> str:
     words = ["{model}", "{method}", "{constraint}"]
     refit = {"none": [], "fixed": ["refit"]}.get(chosen["refit"], ["{refit} refit"])
     words += refit + ["cascade"] * (chosen["order"] == "cascade")
+    words += ["ridge {ridge:g}"] * (chosen["ridge"] != USUAL_RIDGE)
     words += ["{goal}"] * (chosen["goal"] != ONE_TOLERANCE)
     words += ["{wanted:g}", "seed", "{seed},", "{calibration_samples}", "samples"]
     return " ".join(words).format(**chosen)
@@ -183,6 +185,8 @@ def settings(cfg: DictConfig) -> dict:
     nodes = OmegaConf.to_container(cfg, resolve=True)
     nodes["dataset"].pop("root")
     nodes["model"].pop("training")
+    if nodes["method"].get("ridge") == USUAL_RIDGE:  # as of runs from before it was a choice
+        nodes["method"].pop("ridge")
     kept = ["dataset", "model", "method", "seed", "calibration_samples"]
     if goal_of(cfg)[0] != ONE_TOLERANCE:
         nodes["method"].pop("relative_tolerance")

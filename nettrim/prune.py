@@ -1,6 +1,7 @@
 """Net-Trim for whole networks: network in, pruned copy and reports out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from ddlr.layerwise import (
     compress_layers,
 )
 from ddlr.network_refit import refit_result
+from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 from nettrim.sparse import refit_sparse, solve_sparse
 
@@ -27,6 +29,7 @@ def prune(
     refit: str = "none",
     order: str = "parallel",
     penalise_bias: bool = False,
+    ridge: float = RIDGE,
     layers: Sequence[str] | None = None,
     activations: Mapping[str, str] | None = None,
     tolerance: float = 1e-2,
@@ -50,6 +53,8 @@ def prune(
     penalise_bias : bool
         Whether the bias counts in the l1 norm, as a further column of the weight. So it does in
         Net-Trim's own code; here it is free unless asked for.
+    ridge : float
+        Of the refits, see `nettrim.refit_sparse`.
 
     References
     ----------
@@ -57,6 +62,7 @@ def prune(
     arXiv 1806.06457: the parallel and the cascade scheme.
     """
     check_refit(refit)
+    check_ridge(ridge)
     if refit == "network":
         if not isinstance(calibration, CapturedLayers):
             calibration = capture_layers(model, calibration, layers=layers, activations=activations)
@@ -68,6 +74,7 @@ def prune(
             refit="fixed",
             order=order,
             penalise_bias=penalise_bias,
+            ridge=ridge,
             layers=layers,
             activations=activations,
             tolerance=tolerance,
@@ -81,9 +88,8 @@ def prune(
     options = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
     if penalise_bias:
         options["penalise_bias"] = True
-    solve = LayerSolver(
-        solve_sparse, options, refit=_refit if refit == "fixed" else None, memory=memory
-    )
+    refit_weight = partial(_refit, ridge=ridge) if refit == "fixed" else None
+    solve = LayerSolver(solve_sparse, options, refit=refit_weight, memory=memory)
     return compress_layers(
         model,
         calibration,
@@ -99,11 +105,12 @@ def prune(
     )
 
 
-def _refit(problem: LayerProblem, solved: SolverResult) -> tuple[Tensor, Tensor]:
+def _refit(problem: LayerProblem, solved: SolverResult, ridge: float) -> tuple[Tensor, Tensor]:
     return refit_sparse(
         problem.inputs,
         problem.targets,
         solved.weight,
         solved.bias,
         activation=problem.activation,
+        ridge=ridge,
     )

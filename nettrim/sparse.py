@@ -9,7 +9,7 @@ from torch import Tensor
 from ddlr.admm import CentredInputs, UncentredInputs, WarmStart, minimise_norm
 from ddlr.constraints import OutputSet
 from ddlr.proximal import L1
-from ddlr.reduced_rank import RIDGE
+from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult
 
 _ITERATIONS_A_CHECK = 10
@@ -77,6 +77,7 @@ def refit_sparse(
     bias: Tensor,
     *,
     activation: str = "relu",
+    ridge: float = RIDGE,
     tolerance: float = 3e-3,
     max_iterations: int = 200,
 ) -> tuple[Tensor, Tensor]:
@@ -89,14 +90,15 @@ def refit_sparse(
     (Polak-Ribiere) with an exact line search a row. An iteration costs the two products X Wt and
     Dt X; no row's loss ever rises.
 
-    Parameters and return value are those of `ddlr.refit_low_rank`, without a rank.
+    Parameters, return value and errors are those of `ddlr.refit_low_rank`, without a rank.
     """
+    check_ridge(ridge)
     geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
     centred, outputs = geometry.centred, OutputSet(targets, 0.0, activation, "hinge")
     support = weight != 0
     variances = centred.square().sum(dim=0)
-    ridge = RIDGE * variances.mean()
-    curvature = variances + ridge
+    penalty = ridge * variances.mean()
+    curvature = variances + penalty
     fit, shift = weight.clone(), bias + weight @ geometry.mean
     outcome = torch.addmm(shift, centred, fit.T)
 
@@ -105,11 +107,11 @@ def refit_sparse(
     for iteration in range(max_iterations):
         deviation = outputs.deviation(outcome)
         if iteration % _ITERATIONS_A_CHECK == 0:
-            loss = deviation.square().sum() + ridge * (fit - weight).square().sum()
+            loss = deviation.square().sum() + penalty * (fit - weight).square().sum()
             if previous - loss <= tolerance * loss:
                 break
             previous = loss
-        slope = (deviation.T @ centred).add_(fit - weight, alpha=ridge.item()).mul_(support)
+        slope = (deviation.T @ centred).add_(fit - weight, alpha=penalty.item()).mul_(support)
         shift_slope = deviation.sum(dim=0)
         step, shift_step = slope / curvature, shift_slope / len(targets)
         size = (slope * step).sum(dim=1) + shift_slope * shift_step
@@ -127,8 +129,8 @@ def refit_sparse(
             outputs,
             outcome,
             change,
-            ridge * ((fit - weight) * direction).sum(dim=1),
-            ridge * direction.square().sum(dim=1),
+            penalty * ((fit - weight) * direction).sum(dim=1),
+            penalty * direction.square().sum(dim=1),
         )
         fit.addcmul_(direction, length[:, None])
         shift = torch.addcmul(shift, shift_direction, length)

@@ -11,7 +11,7 @@ from experiments import cache, compress
 from experiments.collect import merge
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.records import read_records
-from experiments.tables import at_one_tolerance, read_table, with_goals
+from experiments.tables import at_one_tolerance, read_table, with_choices
 from experiments.units import read_record, record_path, run_key
 
 TOLERANCES = (0.2, 0.5)
@@ -200,4 +200,4 @@ def test_rows_of_before_there_were_goals_have_the_goal_of_one_tolerance(tmp_path
     assert table.loc[row["run"], ["goal", "wanted"]].tolist() == ["kept_fraction", 0.4]
     assert pd.isna(table.loc[row["run"], "relative_tolerance"])
     assert set(at_one_tolerance(table).index) == {"early", old["run"]}
-    assert with_goals(table).equals(table)
+    assert with_choices(table).equals(table)

@@ -48,7 +48,7 @@ def fit_of_a_shrunk_weight() -> tuple[_Fit, Tensor, Tensor]:
     inputs, targets = made_up_layer(200, 20, 12, seed=3)
     solved = solve_low_rank(inputs, targets, 0.3 * targets.norm().item())
     outputs = OutputSet(targets, 0.0, "relu", "hinge")
-    white = _Whitened(CentredInputs(inputs))
+    white = _Whitened(CentredInputs(inputs), RIDGE)
     left, right = _truncate(white.enter(solved.weight), numerical_rank(solved.weight))
     bias = solved.bias + solved.weight @ white.mean
     return _Fit(white, outputs, left @ right.T, left, right, bias), inputs, targets
