@@ -285,6 +285,7 @@ def rank_ratios(sweeps: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
     runs = sweeps[
         (sweeps["goal"] == ONE_TOLERANCE)
         & (sweeps["calibration_samples"] == USUAL_SAMPLES)
+        & (sweeps["ridge"] == USUAL_RIDGE)
         & (sweeps["refit"] == "none")
         & (sweeps["order"] == "parallel")
         & sweeps["model"].isin(MNIST)
@@ -400,9 +401,9 @@ accuracy at the same size, where ours is within {FAR_FROM_DENSE:g} points of den
 in each variant counts, on the seeds it was run with, and is above ours if by more than half the
 range over seeds (the larger one of the two), or {SINGLE_SEED_MARGIN:g} points where there is one
 seed. *One tolerance*: for all layers of a network; else each has its own. *Samples*, where named:
-of calibration; else {USUAL_SAMPLES}. Baselines count at every number that they were run with. A
-*pair* is the time of the two matrix products of the dense layer's size that no iteration of a
-solver can avoid."""
+of calibration; else {USUAL_SAMPLES}. *Ridge*, where named: of fits and refits; else
+{USUAL_RIDGE:g}. Baselines count at every one of both that they were run with. A *pair* is the time
+of the two matrix products of the dense layer's size that no iteration of a solver can avoid."""
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="targets")

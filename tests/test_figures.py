@@ -269,6 +269,12 @@ def test_other_numbers_of_samples_are_in_their_own_figure_alone(whole):
     ]
 
 
+def test_rows_with_another_ridge_do_not_mix_with_the_main_ones(whole):
+    sweeps = whole["sweeps"]
+    other = sweeps[sweeps["method"] == "fewest_weights"].head(3).assign(ridge=1.0)
+    assert set(at_main_samples(pd.concat([sweeps, other]))["ridge"]) == {0.01}
+
+
 def test_ours_has_a_line_of_samples_only_where_there_are_several_numbers(whole):
     own = whole["sweeps"]["method"].isin(("fewest_weights", "lowest_rank"))
     main = whole["sweeps"][~own | (whole["sweeps"]["calibration_samples"] == 5000)]

@@ -127,6 +127,36 @@ def test_the_sparse_refit_finds_the_minimum(activation):
     assert whole_loss(weight, bias).item() == pytest.approx(best, rel=1e-6)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_more_ridge_holds_the_weight_more(sparse):
+    inputs, targets = made_up_layer(30, 20, 12, seed=7)
+    solve, refit = (solve_sparse, refit_sparse) if sparse else (solve_low_rank, refit_low_rank)
+    solved = solve(inputs, targets, 0.3 * targets.norm().item())
+    options = {} if sparse else {"rank": numerical_rank(solved.weight)}
+    moved, losses = [], []
+    for ridge in (1e-3, 1e-1, 10.0):
+        weight, bias = refit(inputs, targets, solved.weight, solved.bias, ridge=ridge, **options)
+        moved.append((weight - solved.weight).norm().item())
+        losses.append(loss(inputs, targets, weight, bias, "relu"))
+    assert moved[0] > 1.2 * moved[1] > 1.2**2 * moved[2]
+    assert losses[0] < losses[1] < losses[2]
+    with pytest.raises(ValueError, match=r"ridge is 0; it must be a positive number"):
+        refit(inputs, targets, solved.weight, solved.bias, ridge=0, **options)
+
+
+def test_with_few_samples_for_each_input_more_ridge_serves_others_better():
+    inputs, targets = made_up_layer(400, 20, 12, seed=8)
+    original = solve_low_rank(inputs, targets, 0.02 * targets.norm().item())
+    seen, others = slice(0, 30), slice(30, None)
+    errors = []
+    for ridge in (1e-2, 1.0):
+        weight, bias = refit_low_rank(
+            *(inputs[seen], targets[seen], original.weight, original.bias), rank=4, ridge=ridge
+        )
+        errors.append(loss(inputs[others], targets[others], weight, bias, "relu"))
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_null_directions_and_dead_inputs_are_left_alone():
     inputs, targets = made_up_layer(50, 20, 12, rank=6, seed=6)
     inputs[:, 3] = 1.0  # does not vary

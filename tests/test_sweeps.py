@@ -18,15 +18,24 @@ from omegaconf import DictConfig, OmegaConf
 
 import ddlr
 import nettrim
+from ddlr.reduced_rank import RIDGE
 from experiments import cache, compress, sweeping
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.locking import holder, locked
 from experiments.networks import mlp_digits
-from experiments.records import read_records
+from experiments.records import USUAL_RIDGE, read_records
 from experiments.status import planned, status
 from experiments.tracking import TrackingError, check_tracking, track
 from experiments.training import choose_device
-from experiments.units import lock_path, read_record, record_path, run_key
+from experiments.units import (
+    choices,
+    describe,
+    lock_path,
+    read_record,
+    record_path,
+    run_key,
+    settings,
+)
 from offline_wandb import entries
 
 # Solved in a tenth of a second, by the checkpoint that is part of the repository.
@@ -107,6 +116,15 @@ def test_a_finished_run_is_skipped_before_anything_is_loaded(tmp_path, monkeypat
     assert skipped
     assert again == read_record(record_path(cfg, run_key(cfg)))
     assert numbers(again) == numbers(first)
+
+
+def test_the_usual_ridge_is_that_of_runs_from_before_there_was_a_choice(tmp_path):
+    usual, more = configured(tmp_path), configured(tmp_path, "method.ridge=1.0")
+    assert USUAL_RIDGE == RIDGE == usual.method.ridge
+    assert "ridge" not in settings(usual)["method"]
+    assert run_key(usual) != run_key(more)
+    assert ("ridge" in describe(usual), "ridge 1 " in describe(more)) == (False, True)
+    assert [choices(cfg)["ridge"] for cfg in (usual, more)] == [RIDGE, 1.0]
 
 
 def test_rerun_does_a_finished_run_again_and_its_failure_leaves_the_record(tmp_path, monkeypatch):
@@ -299,6 +317,8 @@ def test_a_refit_and_a_cascade_begin_with_what_another_run_has_solved(tmp_path):
     # Another output set or tolerance is another problem.
     assert entries_after("method.constraint=hinge") == 11 + 3
     assert entries_after("method.relative_tolerance=0.51") == 14 + 3
+    # With another ridge a refit is another one, of the same solve.
+    assert entries_after("method.refit=fixed", "method.ridge=1.0") == 17 + 3
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path, monkeypatch, caplog):

@@ -24,6 +24,7 @@ def curve(
     goal: str = "kept_fraction",
     seeds: tuple[int, ...] = ALL_SEEDS,
     samples: int = 5000,
+    ridge: float = 0.01,
     drops: tuple[float, ...] = DROPS,
     test_drops: tuple[float, ...] | None = None,
 ) -> pd.DataFrame:
@@ -36,7 +37,8 @@ def curve(
         for seed in seeds
     ]
     about = {"dataset": "any", "model": model, "method": method, "constraint": "hinge"}
-    about |= {"refit": refit, "order": order, "goal": goal, "calibration_samples": samples}
+    about |= {"refit": refit, "order": order, "ridge": ridge, "goal": goal}
+    about |= {"calibration_samples": samples}
     return pd.DataFrame(rows).assign(**about, accuracy_dense=98.0)
 
 
@@ -162,6 +164,14 @@ def test_baselines_count_at_any_number_of_samples(what):
     assert "SVD of the weights, refit none, parallel, 10000 samples" in row["measured"]
 
 
+def test_of_two_ridges_the_one_with_more_rows_is_ours_and_is_named():
+    one = {"model": "vgg_small", "seeds": (0,)}
+    ours = curve("lowest_rank", 0.06, ridge=1.0, **one)
+    few = curve("lowest_rank", 0.01, **one).head(2)
+    row = judged("VGG.*over", ours, few, curve("svd", 0.1, **one))
+    assert row["measured"].startswith("0.60: 6.00 %, lowest rank, refit none, parallel, ridge 1;")
+
+
 # --- the frontier ----------------------------------------------------------------------------
 
 FRONTIERS = {
@@ -251,7 +261,7 @@ def of_rank(
             for seed in ALL_SEEDS
         ]
     ).assign(refit="none", order="parallel", goal="relative_tolerance", calibration_samples=5000)
-    runs = runs.assign(dataset="mnist", constraint="hinge")
+    runs = runs.assign(dataset="mnist", constraint="hinge", ridge=0.01)
     columns = ["run", "model", "seed", "method", "relative_tolerance"]
     hidden = runs[columns].assign(layer="fc1", activation="relu", rank=rank, form=form)
     last = runs[columns].assign(layer="fc2", activation="none", rank=1, form="low_rank")
@@ -304,7 +314,7 @@ def test_ranks_take_both_methods_on_all_networks():
 def to_a_drop(test_drop: float, **about) -> pd.DataFrame:
     rows = [{"model": model, "seed": seed} for model in MNIST for seed in ALL_SEEDS]
     runs = pd.DataFrame(rows).assign(dataset="mnist", method="lowest_rank", constraint="hinge")
-    runs = runs.assign(refit="fixed", order="parallel", calibration_samples=5000)
+    runs = runs.assign(refit="fixed", order="parallel", ridge=0.01, calibration_samples=5000)
     runs = runs.assign(goal="max_accuracy_drop", wanted=0.5, kept_fraction=0.1)
     runs = runs.assign(accuracy=98.0 - test_drop, accuracy_dense=98.0, accuracy_drop=test_drop)
     runs = runs.assign(accuracy_drop_held_out=0.5, goal_low=0.2, goal_high=0.8)
