@@ -415,19 +415,18 @@ def _select(
     """The captured layers of the given names, after a check that they are this model's."""
     if activations is not None:
         raise ValueError("activations were settled by capture_layers; give them there")
-    known = {layer.name: layer for layer in captured.layers}
-    names = list(known) if layers is None else list(layers)
-    selected = []
-    for name in _linear_layers(model, names):
-        if name not in known:
-            raise ValueError(f"layer {name!r} was not captured; captured are {list(known)}")
-        layer = known[name]
+    names = [layer.name for layer in captured.layers] if layers is None else list(layers)
+    selected = list(captured.only(_linear_layers(model, names)).layers)
+    for layer in selected:
         for kept, now in zip(
-            (layer.weight, layer.bias), _weight_and_bias(model.get_submodule(name)), strict=True
+            (layer.weight, layer.bias),
+            _weight_and_bias(model.get_submodule(layer.name)),
+            strict=True,
         ):
             if not torch.equal(kept, now.to(kept)):
-                raise ValueError(f"layer {name!r} was captured with other weights; capture anew")
-        selected.append(layer)
+                raise ValueError(
+                    f"layer {layer.name!r} was captured with other weights; capture anew"
+                )
     return selected
 
 
