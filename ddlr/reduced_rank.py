@@ -183,7 +183,7 @@ def lowest_rank(
 
 
 def check_ridge(ridge: float) -> None:
-    if not 0 < ridge < math.inf:
+    if not (isinstance(ridge, int | float) and 0 < ridge < math.inf):
         raise ValueError(f"ridge is {ridge!r}; it must be a positive number")
 
 

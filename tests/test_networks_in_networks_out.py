@@ -1,6 +1,7 @@
 """`ddlr.compress` and `nettrim.prune`, on a network trained on real digits and on odd ones."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -203,6 +204,9 @@ def broken_weight() -> nn.Module:
         ({"activations": {"7": "relu"}}, "activations names layer '7'"),
         ({"activations": {"0": "gelu"}}, r"activations\['0'\] is 'gelu'"),
         ({"constraint": "ball"}, "constraint is 'ball'"),
+        ({"ridge": 0}, "ridge is 0; it must be a positive number"),
+        ({"ridge": float("nan")}, "ridge is nan"),
+        ({"ridge": "a lot"}, "ridge is 'a lot'"),
         ({"model": broken_weight()}, "layer '2': its weight has 1 values that are not finite"),
         ({"model": nn.Sequential(nn.Conv2d(1, 1, 1))}, "no nn.Linear layer"),
     ],
@@ -261,6 +265,28 @@ def test_a_refit_keeps_the_size_and_brings_the_accuracy_back(method, network, di
         assert after.violation <= before.violation
     gained = accuracy(refitted.model, digits.held_out) - accuracy(plain.model, digits.held_out)
     assert gained > 5
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [
+        partial(ddlr.compress, refit="fixed"),
+        partial(ddlr.compress, method="lowest_rank"),
+        partial(ddlr.compress, method="fewest_weights", order="cascade"),
+        partial(nettrim.prune, refit="fixed"),
+    ],
+    ids=["ddlr", "lowest_rank", "fewest_weights", "nettrim"],
+)
+def test_the_ridge_is_that_of_fits_and_refits_and_the_promise_is_kept(compress, network, digits):
+    calibration = digits.calibration(100, seed=0)  # of 64 inputs
+    usual, more = (
+        compress(network, calibration, relative_tolerance=0.2, ridge=ridge).layers
+        for ridge in (1e-2, 10)
+    )
+    assert all(report.violation <= 1e-3 for report in (*usual, *more))
+    assert [report.relative_error for report in usual] != [report.relative_error for report in more]
+    sizes = [sum(report.parameters_kept for report in reports) for reports in (usual, more)]
+    assert sizes[0] <= sizes[1]
 
 
 def test_unknown_choices_and_cascade_with_workers_are_refused():
