@@ -47,8 +47,8 @@ def curve(
         for seed in range(seeds)
     ]
     about = {"dataset": "mnist", "model": NETWORK, "method": method, "constraint": "net_trim"}
-    table = pd.DataFrame(rows).assign(**about, refit=refit, order=order, calibration_samples=5000)
-    return table.assign(bytes_fraction=table["kept_fraction"])
+    table = pd.DataFrame(rows).assign(**about, refit=refit, order=order, ridge=0.01)
+    return table.assign(bytes_fraction=table["kept_fraction"], calibration_samples=5000)
 
 
 def judged(claim, *curves: pd.DataFrame, **more: pd.DataFrame) -> str:
