@@ -88,8 +88,9 @@ def compress(
         original output, in the set `hinge` from the second layer on; where the original weights
         already miss the bound there, it is sqrt(1.1) times their error. The report has it.
     ridge : float
-        Of the refits, "lowest_rank" and "fewest_weights": how strongly weights stay as they were in
-        directions that the samples hardly show, see `ddlr.refit_low_rank`. Where errors on further
+        Of the refits, "lowest_rank" and "fewest_weights": how strongly weights stay where they
+        began (a refit at the solved weight, the other two at the original one) in directions that
+        the samples hardly show, see `ddlr.refit_low_rank`. Where errors on further
         samples are well above those on the calibration samples, as with few of these for each
         input, 1 keeps a network of the same size closer to the original.
     layers : sequence of str, optional

@@ -185,8 +185,9 @@ def settings(cfg: DictConfig) -> dict:
     nodes = OmegaConf.to_container(cfg, resolve=True)
     nodes["dataset"].pop("root")
     nodes["model"].pop("training")
-    if nodes["method"].get("ridge") == USUAL_RIDGE:  # as of runs from before it was a choice
-        nodes["method"].pop("ridge")
+    ridge = nodes["method"].pop("ridge", USUAL_RIDGE)
+    if ridge != USUAL_RIDGE:  # else as of runs from before it was a choice
+        nodes["method"]["ridge"] = float(ridge)  # 1 and 1.0 are one run
     kept = ["dataset", "model", "method", "seed", "calibration_samples"]
     if goal_of(cfg)[0] != ONE_TOLERANCE:
         nodes["method"].pop("relative_tolerance")

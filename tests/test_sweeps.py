@@ -122,7 +122,7 @@ def test_the_usual_ridge_is_that_of_runs_from_before_there_was_a_choice(tmp_path
     usual, more = configured(tmp_path), configured(tmp_path, "method.ridge=1.0")
     assert USUAL_RIDGE == RIDGE == usual.method.ridge
     assert "ridge" not in settings(usual)["method"]
-    assert run_key(usual) != run_key(more)
+    assert run_key(usual) != run_key(more) == run_key(configured(tmp_path, "method.ridge=1"))
     assert ("ridge" in describe(usual), "ridge 1 " in describe(more)) == (False, True)
     assert [choices(cfg)["ridge"] for cfg in (usual, more)] == [RIDGE, 1.0]
 
