@@ -2,14 +2,21 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ddlr.certificate import Certificate, certify, measure_violations, violation_limit
+from ddlr.certificate import (
+    SHORTFALL_SHARE,
+    Certificate,
+    certify,
+    is_feasible,
+    measure_violations,
+    violation_limit,
+)
 from ddlr.constraints import OutputSet, row_blocks
 from ddlr.proximal import Norm
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
@@ -28,6 +35,11 @@ _LAST_FOLLOWED = 100
 _LAST_REBALANCE = 1000
 _LARGEST_STEP = 4
 _BALANCE = 0.8
+# By how much the loop aims inside the radius at first, and what share of the tolerance that may
+# cost: near the radius at which the weight vanishes the optimum depends on it steeply.
+_LARGEST_MARGIN = 1e-3
+_MARGIN_OF_TOLERANCE = 0.1
+_MARGIN_SHARE = 0.25
 _RELATIVE_THRESHOLD = 2.0
 
 
@@ -187,7 +199,8 @@ def minimise_norm(
 
     Every `_ITERATIONS_A_CHECK` iterations, or twice that while the gap is wide, S is certified with
     the multiplier V of the ridge step as its dual variable. The loop ends when the certificate is
-    within the tolerance, in the inputs' precision and again in float64.
+    within the tolerance, in the inputs' precision and again in float64. It aims at a radius smaller
+    by a margin for what ADMM misses it by, so that S is within the radius that was asked for.
 
     Raises
     ------
@@ -215,8 +228,14 @@ def minimise_norm(
     def prove(weight: Tensor, bias: Tensor, dual: Tensor, dtype: torch.dtype) -> Certificate:
         return certify(weight, bias, dual, *problem, norm=norm, **proof_options, dtype=dtype)
 
+    def kept(violation: float) -> bool:
+        return violation == 0 or outputs.radius == 0  # no iterate keeps a radius of 0
+
+    def done(proof: Certificate) -> bool:
+        return kept(proof.violation) and proof.within(tolerance)
+
     def finish(weight: Tensor, bias: Tensor, proof: Certificate, iterations: int) -> SolverResult:
-        met = proof.within(tolerance)
+        met = done(proof)
         return SolverResult(
             weight=weight,
             bias=bias,
@@ -228,6 +247,7 @@ def minimise_norm(
             violation=proof.violation,
             dual=proof.dual,
             seconds=time.perf_counter() - started,
+            shortfall=proof.shortfall,
         )
 
     constant = outputs.best_constant_output()
@@ -238,7 +258,8 @@ def minimise_norm(
         proof = prove(zero, constant, torch.zeros_like(outputs.targets), torch.float64)
         return finish(zero, constant, proof, iterations=0)
 
-    loop = _Splitting(norm, outputs, geometry, warm_start)
+    margin = min(_LARGEST_MARGIN, _MARGIN_OF_TOLERANCE * tolerance)
+    loop = _Splitting(norm, outputs, geometry, warm_start, margin)
     feasible, next_check = False, _ITERATIONS_A_CHECK
     for iteration in range(1, max_iterations + 1):
         loop.step()
@@ -250,24 +271,25 @@ def minimise_norm(
         proof = None
         if not feasible:
             # The cheaper half of the certificate first: it fails for the first half of the way.
-            _, missed = measure_violations(weight, bias, *problem, **options, dtype=inputs.dtype)
-            feasible = missed <= violation_limit(tolerance)
+            missed = measure_violations(weight, bias, *problem, **options, dtype=inputs.dtype)
+            feasible = kept(missed[0]) and is_feasible(*missed, tolerance)
         if last or feasible or iteration % _ITERATIONS_A_REBALANCE == 0:
             proof = prove(weight, bias, loop.dual, inputs.dtype)
-            if last or proof.within(tolerance):
+            if last or done(proof):
                 proof = None  # frees its dual variable
                 proof = prove(weight, bias, loop.dual, torch.float64)
-                if last or proof.within(tolerance):
+                if last or done(proof):
                     break
-            if abs(proof.relative_gap) > _FAR * tolerance:
+            if proof.relative_gap > _FAR * tolerance:
                 next_check += _ITERATIONS_A_CHECK
         loop.rebalance(iteration, proof, tolerance)
     result = finish(weight, bias, proof, iteration)
     if result.status is not SolverStatus.CONVERGED:
         raise ConvergenceError(
             f"{result.status.message}: after {iteration} iterations the relative gap is "
-            f"{result.relative_gap:.1e} and the violation {proof.constraint_violation:.1e}, "
-            f"for a tolerance of {tolerance:g}; raise max_iterations or tolerance",
+            f"{result.relative_gap:.1e}, the violation {proof.violation:.1e} (of signs "
+            f"{proof.sign_violation:.1e}) and the shortfall {proof.shortfall:.1e}, for a tolerance "
+            f"of {tolerance:g}; raise max_iterations or tolerance",
             result,
         )
     return result
@@ -288,8 +310,11 @@ class _Splitting:
         outputs: OutputSet,
         geometry: CentredInputs,
         warm_start: WarmStart | SolverResult | None,
+        margin: float,
     ):
-        self.norm, self.outputs, self.free_bias = norm, outputs, geometry.free_bias
+        self.norm, self.free_bias = norm, geometry.free_bias
+        self.radius, self.margin = outputs.radius, margin
+        self.outputs = replace(outputs, radius=outputs.radius * (1 - margin))
         self.inputs = geometry.principal if norm.rotation_invariant else geometry
         centred, targets = self.inputs.centred, outputs.targets
         # A cache is small; an accelerator is better served by few large operations.
@@ -386,12 +411,14 @@ class _Splitting:
         set anew if the weight has outgrown it. All of it ends at `_LAST_REBALANCE`, since
         convergence is proven for constant penalties.
         """
+        if proof is not None:
+            self._afford_margin(proof.sensitivity, tolerance)
         if iteration > _LAST_REBALANCE:
             return
         factor = 1.0
         if proof is not None and iteration % _ITERATIONS_A_REBALANCE == 0:
             factor = _balance_factor(
-                proof.constraint_violation / violation_limit(tolerance),
+                _infeasibility(proof, tolerance),
                 proof.relative_gap / tolerance,
             )
             self.balance *= factor
@@ -410,6 +437,14 @@ class _Splitting:
                 shadow.sub_(displaced, alpha=1 - 1 / factor)
             self._keep = self._kept_share()
             self.output_penalty *= factor
+
+    def _afford_margin(self, sensitivity: float, tolerance: float) -> None:
+        """Keep what the margin inside the radius costs below a share of the tolerance."""
+        affordable = _MARGIN_SHARE * tolerance / sensitivity if sensitivity else math.inf
+        if self.margin > affordable:
+            self.margin = affordable
+            self.outputs = replace(self.outputs, radius=self.radius * (1 - affordable))
+            self._keep = self._kept_share()
 
     def _follow_weight(self) -> None:
         """Set the weight penalty anew if it is far from what the present weight wants."""
@@ -435,13 +470,18 @@ class _Splitting:
         return self.balance * dual_norm / math.sqrt(radius * targets_norm)
 
 
+def _infeasibility(proof: Certificate, tolerance: float) -> float:
+    """Violations, and what they may have bought, relative to where the loop ends."""
+    exceeded = proof.violation / violation_limit(tolerance) + (proof.violation > 0)
+    bought = proof.shortfall / (SHORTFALL_SHARE * tolerance)
+    return max(exceeded, proof.sign_violation / tolerance, bought)
+
+
 def _balance_factor(infeasibility: float, suboptimality: float) -> float:
     """2 if feasibility is what is missing, 1/2 if the gap is, else 1.
 
-    Both are relative to what is asked for. An objective below the bound is bought by a deviation,
-    so it asks for less of that.
+    Both are relative to what is asked for.
     """
-    infeasibility = max(infeasibility, -suboptimality)
     if suboptimality > 4 * infeasibility:
         return 0.5
     return 2.0 if infeasibility > 4 * suboptimality else 1.0

@@ -47,10 +47,15 @@ class SolverResult:
     lower_bound : float
         Proven lower bound on the optimal objective, from `dual`.
     relative_gap : float
-        (objective - lower_bound) / objective; 0 where the objective is 0. Slightly negative where
-        a violation within tolerance buys an objective below the optimum.
+        (objective - lower_bound) / objective; 0 where the objective is 0: how far above the optimum
+        the objective is at most. Slightly negative where sign violations of `net_trim` buy an
+        objective below the optimum, and then no more so than the `shortfall`.
+    shortfall : float
+        How far the objective may be below the optimum, relative to it: 0, and proven, where
+        `weight` is feasible; for `net_trim` the price of its sign violations, to first order.
     violation : float
         max(0, ||D||_F / radius - 1) of `weight` and `bias`, D the deviation from the output set.
+        0 where a solver of `ddlr` or `nettrim` has converged, but for a radius of 0.
     dual : Tensor, shape (samples, out_features)
         Dual variable of the output constraint; `ddlr.certify` repairs and scales it. Empty where
         no norm was minimised.
@@ -67,6 +72,7 @@ class SolverResult:
     violation: float
     dual: Tensor
     seconds: float
+    shortfall: float = math.nan
 
 
 @dataclass(frozen=True)

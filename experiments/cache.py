@@ -49,7 +49,7 @@ from experiments.units import network_path
 log = logging.getLogger(__name__)
 
 # To be raised when the content of an entry, or how it is computed, changes.
-_FORMAT = 4
+_FORMAT = 5
 _OPTIONS_FORMAT = 5
 _KINDS = (".safetensors", ".json", PARTIAL)
 _GIB = 2**30
@@ -343,7 +343,14 @@ def _device(arguments: tuple) -> torch.device:
     return (problem if isinstance(problem, CentredInputs) else problem.inputs).inputs.device
 
 
-_SOLVE_NUMBERS = ("objective", "lower_bound", "relative_gap", "violation", "seconds")
+_SOLVE_NUMBERS = (
+    "objective",
+    "lower_bound",
+    "relative_gap",
+    "violation",
+    "shortfall",
+    "seconds",
+)
 
 
 def _load_solve(path: Path, device: torch.device) -> SolverResult | None:

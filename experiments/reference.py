@@ -141,12 +141,13 @@ def solve_reference(
         violation=proof.violation,
         dual=proof.dual,
         seconds=seconds,
+        shortfall=proof.shortfall,
     )
     if not met:
         raise ConvergenceError(
             f"{solver} answered {problem.status}, but the relative gap is "
-            f"{proof.relative_gap:.1e} and the violation {proof.constraint_violation:.1e}, for a "
-            f"tolerance of {tolerance:g}; lower accuracy",
+            f"{proof.relative_gap:.1e}, the violation {proof.violation:.1e} and the shortfall "
+            f"{proof.shortfall:.1e}, for a tolerance of {tolerance:g}; lower accuracy",
             result,
         )
     return result
