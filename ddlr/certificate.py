@@ -7,9 +7,9 @@ the solver's loop. The optimum is bounded from both sides:
 - from above by the objective itself where the weight is feasible. So it is for the set `hinge` and
   for layers without an activation: there both bounds are proofs.
 - for `net_trim`, whose million sign constraints no iterate meets to the last bit, by the objective
-  plus the `shortfall`: the price of the violations at the multipliers. With an optimal dual variable
-  this is a proof (the optimum is convex in the right sides of its constraints); with one that is
-  within a gap of optimal it is an estimate, which is why it may take up half a tolerance at most.
+  plus the `shortfall`: the price of the violations at the multipliers. With an optimal dual
+  variable this is a proof (the optimum is convex in the right sides of its constraints); with one
+  that is within a gap of optimal it is an estimate. So it may take up half a tolerance at most.
 """
 
 import math
@@ -61,7 +61,7 @@ class Certificate:
     dual: Tensor
 
     def within(self, tolerance: float) -> bool:
-        """Whether the optimum is within a tolerance on both sides, and violations within its limit."""
+        """Whether the optimum is within a tolerance on both sides, and no violation too large."""
         return (
             self.relative_gap <= tolerance
             and self.shortfall <= SHORTFALL_SHARE * tolerance

@@ -38,6 +38,7 @@ def compress(
     constraint: str = "net_trim",
     refit: str = "none",
     order: str = "parallel",
+    cascade_bound: str = "tolerance",
     ridge: float = RIDGE,
     layers: Sequence[str] | None = None,
     activations: Mapping[str, str] | None = None,
@@ -86,7 +87,12 @@ def compress(
         "parallel" solves each layer on the original network's activations, and promises the bound
         for it. "cascade" solves it on those that the compressed layers before it give, towards the
         original output, in the set `hinge` from the second layer on; where the original weights
-        already miss the bound there, it is sqrt(1.1) times their error. The report has it.
+        already miss the bound there, it is raised to sqrt(1.1) times their error. The report has
+        both, as `relative_tolerance` and `relative_bound`.
+    cascade_bound : {"tolerance", "inherited"}
+        In cascade order. "inherited" is Net-Trim's own rule: only the first layer that is
+        compressed has a tolerance, every later bound is sqrt(1.1) times the error of the original
+        weights. See `ddlr.layerwise.compress_layers`.
     ridge : float
         Of the refits, "lowest_rank" and "fewest_weights": how strongly weights stay where they
         began (a refit at the solved weight, the other two at the original one) in directions that
@@ -149,6 +155,7 @@ def compress(
         compress,
         method=method,
         constraint=constraint,
+        cascade_bound=cascade_bound,
         ridge=ridge,
         layers=layers,
         activations=activations,
@@ -196,6 +203,7 @@ def compress(
         layers=layers,
         activations=activations,
         order=order,
+        cascade_bound=cascade_bound,
         raise_on_failure=raise_on_failure,
         workers=workers,
         on_layer=on_layer,

@@ -205,8 +205,11 @@ class LayerSize:
     parameters : int
         Factor entries, or nonzero entries. Zero rows and columns are removed, not counted.
     bytes : int
-        4 bytes a value; a sparse weight in CSR with the smallest index types that fit, or as a
-        dense array where that is smaller.
+        4 bytes a value, and what says where the values belong, in the smallest of these formats.
+        Low rank and dense: on the rows and columns that are not zero, which are named, or on all.
+        Sparse, on either: values and a bitmap of one bit a position; values, column indices and row
+        pointers (CSR); or a dense array. Rows and columns are named by a list of indices or a
+        bitmap; an index takes the smallest of 1, 2, 4 and 8 bytes that fits.
     """
 
     form: str
@@ -220,18 +223,38 @@ def layer_size(layer: nn.Module) -> LayerSize:
     A linear layer is sparse if it has zeros other than whole rows and columns.
     """
     if isinstance(layer, LowRankLinear):
-        inputs = int((layer[0].weight != 0).any(dim=0).sum())
-        outputs = int((layer[1].weight != 0).any(dim=1).sum())
-        parameters = layer.rank * (inputs + outputs)
-        return LayerSize("low_rank", parameters, BYTES_A_VALUE * parameters)
+        rows, columns = (layer[1].weight != 0).any(dim=1), (layer[0].weight != 0).any(dim=0)
+        parameters = layer.rank * int(rows.sum() + columns.sum())
+        on_all = BYTES_A_VALUE * layer.rank * (len(rows) + len(columns))
+        selected = BYTES_A_VALUE * parameters + _selection_bytes(rows) + _selection_bytes(columns)
+        return LayerSize("low_rank", parameters, min(on_all, selected))
     stored = layer.weight != 0
     nonzeros = int(stored.sum())
-    rows, columns = int(stored.any(dim=1).sum()), int(stored.any(dim=0).sum())
-    dense_bytes = BYTES_A_VALUE * rows * columns
-    if nonzeros == rows * columns:
-        return LayerSize("dense", nonzeros, dense_bytes)
-    indices = nonzeros * _index_bytes(columns - 1) + (rows + 1) * _index_bytes(nonzeros)
-    return LayerSize("sparse", nonzeros, min(dense_bytes, BYTES_A_VALUE * nonzeros + indices))
+    rows, columns = stored.any(dim=1), stored.any(dim=0)
+    block = (int(rows.sum()), int(columns.sum()))
+    names = _selection_bytes(rows) + _selection_bytes(columns)
+    form = "dense" if nonzeros == block[0] * block[1] else "sparse"
+    return LayerSize(
+        form,
+        nonzeros,
+        min(_block_bytes(nonzeros, *block) + names, _block_bytes(nonzeros, *stored.shape)),
+    )
+
+
+def _block_bytes(nonzeros: int, rows: int, columns: int) -> int:
+    """Of a matrix as a dense array, as values with a bitmap, or in CSR, whichever is smallest."""
+    values = BYTES_A_VALUE * nonzeros
+    bitmap = math.ceil(rows * columns / 8)
+    csr = nonzeros * _index_bytes(columns - 1) + (rows + 1) * _index_bytes(nonzeros)
+    return min(BYTES_A_VALUE * rows * columns, values + min(bitmap, csr))
+
+
+def _selection_bytes(kept: Tensor) -> int:
+    """What it takes to say which rows or columns are kept: nothing, if all or none are."""
+    count = int(kept.sum())
+    if count in (0, len(kept)):
+        return 0
+    return min(count * _index_bytes(len(kept) - 1), math.ceil(len(kept) / 8))
 
 
 def _index_bytes(largest: int) -> int:

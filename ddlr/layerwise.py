@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ddlr.admm import CentredInputs, WarmStart, check_problem
 from ddlr.capture import LayerRecord, capture, feeds_only, run_batches
-from ddlr.constraints import ACTIVATIONS, OutputSet
+from ddlr.constraints import ACTIVATIONS, OutputSet, relative_violation
+from ddlr.dead_weights import has_dead_weights, remove_dead_weights
 from ddlr.input_selection import regress_onto
-from ddlr.layers import gives_outputs, layer_size, numerical_rank, replace_layer
+from ddlr.layers import layer_size, numerical_rank, replace_layer
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import (
     CompressionResult,
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 REFITS = ("none", "fixed", "network")
 ORDERS = ("parallel", "cascade")
+CASCADE_BOUNDS = ("tolerance", "inherited")
 
 _CALIBRATION_BATCH = 1000
 # Of the error that the original weights make on compressed inputs; as in Net-Trim's cascade.
@@ -221,16 +223,20 @@ def compress_layers(
     on_layer: Callable[[LayerReport], None] | None = None,
     drop_unused: bool = False,
     ridge: float = RIDGE,
+    cascade_bound: str = "tolerance",
 ) -> CompressionResult:
     """Compress linear layers of a network one by one.
 
     In parallel order each layer is solved on the original network's activations. In cascade order
-    it sees the compressed layers before it, and aims at the original output all the same; its
-    bound then is the larger of ``relative_tolerance * ||output||_F`` and sqrt(1.1) times the error
-    that its original weights make on those inputs (Aghasi et al. 2020, arXiv 1806.06457).
+    it sees the compressed layers before it, and aims at the original output all the same. Its
+    original weights may miss the tolerance there; from the second compressed layer on the bound is
+    then raised to sqrt(1.1) times the error that they make (`relative_bound` in the report). By
+    Net-Trim's own rule that is the bound in any case (`cascade_bound`).
 
     Inputs and outputs that are zero on every calibration sample are removed before a layer is
-    solved: their weights become 0. A relative tolerance of 0 keeps a layer as it is.
+    solved: their weights become 0. A relative tolerance of 0 keeps a layer as it is. At the end
+    what is dead in these layers is removed, whatever the method, without a change to any output of
+    the network: see `ddlr.dead_weights`.
 
     Parameters
     ----------
@@ -252,13 +258,18 @@ def compress_layers(
         "relu" or "none" by layer name, where `ddlr.capture` should not decide.
     order : {"parallel", "cascade"}
         For "cascade" the layers must be given in the order in which the network calls them.
+    cascade_bound : {"tolerance", "inherited"}
+        Of the layers after the first that is compressed, in cascade order: "tolerance", the larger
+        of the relative tolerance and sqrt(1.1) times the error of the original weights on the
+        compressed inputs; "inherited", the latter alone, so that only the first layer's tolerance
+        counts, as in Net-Trim's cascade (Aghasi et al. 2020, arXiv 1806.06457).
     raise_on_failure : bool
         Whether a solve that does not converge raises, or is used as it is and shows in the report.
     workers : int
         Processes that solve layers side by side; they share this process's number of threads. At
         the same number of threads a solve the result is the same.
     on_layer : callable, optional
-        Is called with each layer's report as soon as it is there.
+        Is called with each layer's report as soon as it is there, before what is dead is removed.
     drop_unused : bool
         Whether a layer is freed from the outputs that the next layer, solved before it, has no
         weights for. Its bound is then on the others, relative to their norm. So it is where the
@@ -280,6 +291,8 @@ def compress_layers(
         raise ValueError(f"workers is {workers!r}; it must be a whole number from 1 upwards")
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; choose one of {ORDERS}")
+    if cascade_bound not in CASCADE_BOUNDS:
+        raise ValueError(f"cascade_bound is {cascade_bound!r}; choose one of {CASCADE_BOUNDS}")
     if order == "cascade" and workers > 1:
         raise ValueError(
             f"workers is {workers}, but in cascade order a layer waits for those before it; "
@@ -294,20 +307,21 @@ def compress_layers(
         captured = iter(selected)
     else:
         tolerances = _tolerances(relative_tolerance, _linear_layers(model, layers))
-        again = order == "cascade" or drop_unused
-        batches = _batches(calibration) if again else calibration
+        batches = _batches(calibration)
         captured = _capture(model, batches, layers, activations)
 
     compressed = copy.deepcopy(model)
-    reports = []
+    measured: list[_Measured] = []
     known = {}
+    adjacent: list[tuple[str, str]] = []
+    captured = _noting_adjacent(captured, adjacent)
     if drop_unused:
         captured, known = _solve_backwards(model, list(captured), tolerances, solve, batches)
     if order == "cascade":
         if drop_unused:
             captured = (_on_used_inputs(layer, known[layer.name], ridge) for layer in captured)
         solutions = _solve_in_cascade(
-            *(captured, tolerances, solve, lambda: compressed, batches, known)
+            *(captured, tolerances, solve, lambda: compressed, batches, known, cascade_bound)
         )
     elif drop_unused:
         solutions = ((layer, tolerances[layer.name], known[layer.name]) for layer in captured)
@@ -321,9 +335,9 @@ def compress_layers(
             solved = solved.result
         original = compressed.get_submodule(layer.name)
         replacement = _stored(original, layer, solved, store)
-        report = _report(replacement, layer, bound, solved)
+        measured.append(_measure(replacement, layer, tolerances[layer.name], bound, solved))
         compressed = replace_layer(compressed, layer.name, replacement)
-        reports.append(report)
+        report = measured[-1].report(replacement)
         log.info(
             "%s: %s, %d of %d weights, error %.4f, gap %.1e, violation %.1e, %d iterations, %.1f s",
             *(layer.name, report.form, report.parameters_kept, report.parameters_dense),
@@ -332,7 +346,44 @@ def compress_layers(
         )
         if on_layer is not None:
             on_layer(report)
-    return CompressionResult(compressed, tuple(reports), order=order, drops_unused=drop_unused)
+    pairs = [
+        pair
+        for pair in adjacent
+        if any(_has_dead(compressed, each) for each in adjacent)
+        and feeds_only(model, *pair, next(each for each in batches if len(each)))
+    ]
+    unread = remove_dead_weights(compressed, pairs, batches)
+    return CompressionResult(
+        compressed,
+        tuple(
+            each.report(compressed.get_submodule(each.name), unread.get(each.name))
+            for each in measured
+        ),
+        order=order,
+        drops_unused=drop_unused,
+        unread={each.name: each.unread(unread.get(each.name)) for each in measured},
+    )
+
+
+def _noting_adjacent(
+    captured: Iterator[CapturedLayer], adjacent: list[tuple[str, str]]
+) -> Iterator[CapturedLayer]:
+    """The layers as they are; pairs of one and the next, which it is the input of, are noted."""
+    before = None
+    for layer in captured:
+        if before is not None and _is_input_of(before, layer):
+            adjacent.append((before.name, layer.name))
+        before = layer
+        yield layer
+
+
+def _is_input_of(layer: CapturedLayer, following: CapturedLayer) -> bool:
+    targets, inputs = layer.targets, following.inputs
+    return targets.shape == inputs.shape and torch.equal(targets, inputs)
+
+
+def _has_dead(model: nn.Module, pair: tuple[str, str]) -> bool:
+    return has_dead_weights(*(model.get_submodule(name) for name in pair))
 
 
 def _tolerances(
@@ -470,6 +521,7 @@ def _solve_in_cascade(
     compressed_so_far: Callable[[], nn.Module],
     batches: Iterable[Tensor],
     known: Mapping[str, SolverResult | ConvergenceError | None],
+    cascade_bound: str,
 ) -> Iterator[tuple[CapturedLayer, float, SolverResult | ConvergenceError | None]]:
     """As `_solve_all`, each layer on the inputs that the compressed layers before it give.
 
@@ -483,7 +535,11 @@ def _solve_in_cascade(
             continue
         if not original_inputs:
             layer = _with_inputs_of(compressed_so_far(), layer, batches)
-            bound = max(bound, _CASCADE_SLACK * _error_of_original(layer))
+            inherited = _CASCADE_SLACK * _error_of_original(layer)
+            bound = inherited if cascade_bound == "inherited" else max(bound, inherited)
+            if not bound:  # nothing before it has changed
+                yield layer, bound, None
+                continue
         if original_inputs and layer.name in known:
             yield layer, bound, known[layer.name]
         else:
@@ -523,8 +579,7 @@ def is_all_that_reads(
 
     On the calibration samples, see `ddlr.capture.feeds_only`.
     """
-    inputs = following.inputs
-    if not (layer.targets.shape == inputs.shape and torch.equal(layer.targets, inputs)):
+    if not _is_input_of(layer, following):
         return False
     batch = next(each for each in batches if len(each))
     return feeds_only(model, layer.name, following.name, batch)
@@ -636,50 +691,109 @@ def _stored(
     return layer.to(original.weight)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A compressed layer's errors on its calibration samples, output by output, and its solve.
+
+    Attributes
+    ----------
+    errors, deviations : Tensor, shape (out_features,)
+        Squared norms over the samples: of the output's error, and of D.
+    targets : Tensor, shape (out_features,)
+        Squared norms of the outputs that the bound is about, 0 for all others.
+    whole : Tensor, shape (out_features,)
+        Squared norms of the original outputs.
+    live_in : Tensor, shape (in_features,)
+    """
+
+    name: str
+    activation: str
+    relative_tolerance: float
+    relative_bound: float
+    solved: SolverResult | None
+    errors: Tensor
+    deviations: Tensor
+    targets: Tensor
+    whole: Tensor
+    live_in: Tensor
+
+    def unread(self, removed: Tensor | None) -> Tensor:
+        """Which outputs nothing reads: left out of the bound, or removed afterwards."""
+        dropped = (self.whole > 0) & (self.targets == 0)
+        return dropped if removed is None else dropped | removed.to(dropped.device)
+
+    def report(self, layer: nn.Module, removed: Tensor | None = None) -> LayerReport:
+        """The report on the layer as it is stored, some of its outputs being removed."""
+        unread, solved = self.unread(removed), self.solved
+        size = layer_size(layer)
+        return LayerReport(
+            name=self.name,
+            in_features=layer.in_features,
+            out_features=layer.out_features,
+            activation=self.activation,
+            form=size.form,
+            rank=numerical_rank(layer.weight),
+            nonzeros=int((layer.weight != 0).sum()),
+            parameters_kept=size.parameters,
+            parameters_dense=layer.in_features * layer.out_features,
+            bytes_stored=size.bytes,
+            relative_tolerance=self.relative_tolerance,
+            relative_bound=self.relative_bound,
+            status=solved.status if solved else SolverStatus.UNCHANGED,
+            relative_gap=solved.relative_gap if solved else math.nan,
+            shortfall=solved.shortfall if solved else math.nan,
+            iterations=solved.iterations if solved else 0,
+            seconds=solved.seconds if solved else 0.0,
+            outputs_dropped=int((unread & (self.whole > 0)).sum()),
+            inputs_dropped=int((self.live_in & ~(layer.weight != 0).any(dim=0)).sum()),
+            # The original layer is what it is, also where its outputs are those of other inputs.
+            **self.error_measures(unread) | ({} if solved else {"violation": 0.0}),
+        )
+
+    def error_measures(self, unread: Tensor) -> dict[str, float]:
+        """The errors that a report has, over the outputs that something reads and over all."""
+        norm, whole = (each.sum().sqrt().item() for each in (self.targets, self.whole))
+        error = self.errors[~unread].sum().sqrt().item()
+        every = torch.where(unread, self.whole, self.errors).sum().sqrt().item()
+        deviation = self.deviations[~unread].sum().sqrt().item()
+        violation = relative_violation(deviation, self.relative_bound * norm, norm)
+        return {
+            "relative_error": error / norm if norm else error,
+            "relative_error_all": every / whole if whole else every,
+            "violation": violation,
+        }
+
+
 @torch.no_grad()
-def _report(
+def _measure(
     layer: nn.Module,
     captured: CapturedLayer,
     relative_tolerance: float,
+    relative_bound: float,
     solved: SolverResult | None,
-) -> LayerReport:
+) -> _Measured:
     """Measure the layer as it is stored. Without a solve the layer is the original one."""
-    error, violation = _errors(layer, captured, relative_tolerance)
-    size = layer_size(layer)
-    return LayerReport(
-        name=captured.name,
-        in_features=layer.in_features,
-        out_features=layer.out_features,
-        activation=captured.activation,
-        form=size.form,
-        rank=numerical_rank(layer.weight),
-        nonzeros=int((layer.weight != 0).sum()),
-        parameters_kept=size.parameters,
-        parameters_dense=layer.in_features * layer.out_features,
-        bytes_stored=size.bytes,
-        relative_error=error,
-        relative_tolerance=float(relative_tolerance),
-        violation=violation if solved else 0.0,
-        status=solved.status if solved else SolverStatus.UNCHANGED,
-        relative_gap=solved.relative_gap if solved else math.nan,
-        iterations=solved.iterations if solved else 0,
-        seconds=solved.seconds if solved else 0.0,
-        outputs_dropped=captured.dropped,
-        inputs_dropped=int((captured.live_in & ~(layer.weight != 0).any(dim=0)).sum()),
+    inputs, targets = captured.inputs, captured.targets
+    outputs = OutputSet(targets, 0.0, captured.activation, "hinge")
+    produced = layer(inputs.to(layer.weight)).to(inputs.dtype)
+    final = produced.relu() if captured.activation == "relu" else produced
+    whole = targets if captured.whole_targets is None else captured.whole_targets
+    return _Measured(
+        captured.name,
+        captured.activation,
+        float(relative_tolerance),
+        float(relative_bound),
+        solved,
+        errors=_column_squares(final - targets),
+        deviations=_column_squares(outputs.deviation(produced)),
+        targets=_column_squares(targets),
+        whole=_column_squares(whole),
+        live_in=captured.live_in,
     )
 
 
-def _errors(
-    layer: nn.Module, captured: CapturedLayer, relative_tolerance: float
-) -> tuple[float, float]:
-    """The relative error of a layer's output, and by how much ||D||_F exceeds its bound."""
-    inputs, targets = captured.inputs, captured.targets
-    norm = torch.linalg.vector_norm(targets).item()
-    outputs = OutputSet(targets, relative_tolerance * norm, captured.activation, "hinge")
-    produced = layer(inputs.to(layer.weight)).to(inputs.dtype)
-    final = produced.relu() if captured.activation == "relu" else produced
-    error = torch.linalg.vector_norm(final - targets).item()
-    return error / norm if norm else error, outputs.violation(produced)
+def _column_squares(values: Tensor) -> Tensor:
+    return values.square().sum(dim=0, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -692,10 +806,11 @@ def measured_again(result: CompressionResult, captured: CapturedLayers) -> Compr
         if result.order == "cascade" and reports:
             layer = _with_inputs_of(result.model, layer, captured.batches)
         stored = result.model.get_submodule(report.name)
-        if report.outputs_dropped:
-            layer = _with_targets(layer, layer.targets * gives_outputs(stored))
-        error, violation = _errors(stored, layer, report.relative_tolerance)
-        reports.append(dataclasses.replace(report, relative_error=error, violation=violation))
+        unread = result.unread.get(report.name, torch.zeros_like(layer.live_out))
+        if result.drops_unused:
+            layer = _with_targets(layer, layer.targets * ~unread)
+        found = _measure(stored, layer, report.relative_tolerance, report.relative_bound, None)
+        reports.append(dataclasses.replace(report, **found.error_measures(unread)))
     return dataclasses.replace(result, layers=tuple(reports))
 
 

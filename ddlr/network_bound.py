@@ -59,7 +59,7 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
 
 def _deviation(report: LayerReport) -> float:
     """What the layer's deviation is known not to exceed, relative to its targets."""
-    bound = report.relative_tolerance
+    bound = report.relative_bound
     return bound + report.violation * (bound or 1.0)
 
 

@@ -1,7 +1,8 @@
 """What solvers and compressions return, and the error that carries an unfinished result."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torch import Tensor, nn
@@ -93,23 +94,33 @@ class LayerReport:
     nonzeros : int
         Nonzero entries of the stored weight.
     parameters_kept, parameters_dense : int
-        Weights stored, and weights of the original layer; no biases. Inputs and outputs that are
-        zero on every calibration sample are removed, and not counted as kept.
+        Weights stored, and weights of the original layer; no biases. What is not counted as kept:
+        inputs and outputs that are zero on every calibration sample, and what is dead in the
+        compressed network, see `ddlr.dead_weights`.
     bytes_stored : int
         See `ddlr.layers.LayerSize`.
     relative_error : float
-        ||stored layer's output - original output||_F / ||original output||_F.
+        ||stored layer's output - original output||_F over the outputs that are left, relative to
+        the norm of the original outputs that the bound is about: all of them, or for
+        "fewest_weights" those that the next layer reads.
     relative_tolerance : float
         The bound that was asked for.
     violation : float
-        max(0, ||D||_F / radius - 1) of the stored layer.
+        max(0, ||D||_F / radius - 1) of the stored layer, over the same outputs.
     status, relative_gap, iterations, seconds
         Of the solve that chose the weight.
     outputs_dropped : int
-        Outputs without weights because the next layer has none for them, by "fewest_weights"; of
-        these nothing is promised or measured.
+        Outputs without weights because the next layer has none for them. Nothing is promised of
+        them, and nothing reads them.
     inputs_dropped : int
         Inputs that are not always zero and have no weights.
+    relative_bound : float
+        The bound that was promised, relative to the original output: `relative_tolerance`, or in
+        cascade what it was raised to, see `ddlr.layerwise.compress_layers`.
+    relative_error_all : float
+        As `relative_error`, over all outputs of the layer, those that were dropped being zero.
+    shortfall : float
+        Of the solve, see `SolverResult`.
     """
 
     name: str
@@ -131,6 +142,9 @@ class LayerReport:
     seconds: float
     outputs_dropped: int = 0
     inputs_dropped: int = 0
+    relative_bound: float = math.nan
+    relative_error_all: float = math.nan
+    shortfall: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -169,8 +183,10 @@ class CompressionResult:
 
     `goal` is there if the network was compressed to one. `order` says on which inputs the layers
     were solved and measured: "parallel", the original network's; "cascade", those that the
-    compressed layers before them give. `drops_unused` says whether outputs that the next layer does
-    not read are dropped.
+    compressed layers before them give. `drops_unused` says whether the bounds leave out outputs
+    that the next layer does not read. `unread` says by layer which of its outputs nothing reads,
+    shape (out_features,): their weights are zero, and they count in no error but
+    `relative_error_all`.
     """
 
     model: nn.Module
@@ -178,6 +194,7 @@ class CompressionResult:
     goal: GoalReport | None = None
     order: str = "parallel"
     drops_unused: bool = False
+    unread: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ConvergenceError(RuntimeError):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddlr import CapturedLayers, CompressionResult, capture
 from ddlr.capture import run_batches
-from ddlr.layers import BYTES_A_VALUE, gives_outputs, layer_size
+from ddlr.layers import BYTES_A_VALUE, layer_size
 from experiments.data import Split
 
 _EVALUATION_BATCH = 1000
@@ -113,18 +113,20 @@ def judge_dense(
 def layer_errors(judged: Judged, compressed: CompressionResult) -> dict[str, float]:
     """Relative output error of each stored layer on its original inputs from held-out samples.
 
-    Outputs that were dropped because nothing uses them do not count.
+    Of the outputs that something reads, as `LayerReport.relative_error` has it.
     """
     errors = {}
     for report in compressed.layers:
         name = report.name
         inputs, outputs = judged.held_out_layers[name]
         stored = compressed.model.get_submodule(name)
-        produced = stored(inputs)
-        if report.outputs_dropped:
-            given = gives_outputs(stored)
-            produced, outputs = produced[:, given], outputs[:, given]
-        errors[name] = _relative_error(_activated(produced, judged.activations[name]), outputs)
+        read = ~compressed.unread[name]
+        if compressed.drops_unused:
+            outputs = outputs * read
+        produced = _activated(stored(inputs), judged.activations[name])
+        norm = torch.linalg.vector_norm(outputs).item()
+        missed = torch.linalg.vector_norm((produced - outputs)[:, read]).item()
+        errors[name] = missed / norm if norm else math.nan
     return errors
 
 

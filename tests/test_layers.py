@@ -54,7 +54,9 @@ def test_removed_rows_and_columns_stay_exactly_zero_and_are_not_counted():
     assert not layer.weight[3].any()
     assert not layer.weight[:, [0, 5]].any()
     size = layer_size(layer)
-    assert (size.form, size.parameters, size.bytes) == ("low_rank", 2 * (8 + 5), 4 * 2 * (8 + 5))
+    assert (size.form, size.parameters) == ("low_rank", 2 * (8 + 5))
+    # A bitmap of 7 inputs takes a byte, one of 9 outputs two.
+    assert size.bytes == 4 * 2 * (8 + 5) + 1 + 2
 
 
 def linear(weight: torch.Tensor) -> nn.Linear:
@@ -67,7 +69,27 @@ def test_dense_size_leaves_out_removed_rows_and_columns():
     weight = torch.ones(10, 20)
     weight[:, :5] = 0
     size = layer_size(linear(weight))
-    assert (size.form, size.parameters, size.bytes) == ("dense", 150, 600)
+    # Which 15 of the 20 inputs: three bytes as a bitmap, 15 as a list.
+    assert (size.form, size.parameters, size.bytes) == ("dense", 150, 600 + 3)
+
+
+def test_few_selected_inputs_are_listed_and_all_of_them_cost_nothing():
+    weight = torch.zeros(4, 1000)
+    weight[:, [3, 999]] = 1.0
+    assert layer_size(linear(weight)).bytes == 4 * 8 + 2 * 2  # a bitmap would take 125
+    assert layer_size(linear(torch.ones(4, 1000))).bytes == 4 * 4000
+    low_rank = LowRankLinear.from_weight(weight, torch.zeros(4))
+    assert layer_size(low_rank).bytes == 4 * (4 + 2) + 2 * 2
+
+
+def test_a_sparse_weight_with_many_values_is_smallest_with_a_bitmap():
+    weight = torch.zeros(80, 300)
+    weight.view(-1)[::3] = 1.0
+    weight[0] = weight[:, 0] = 1.0
+    nonzeros = int((weight != 0).sum())
+    size = layer_size(linear(weight))
+    assert (size.form, size.bytes) == ("sparse", 4 * nonzeros + 80 * 300 // 8)
+    assert size.bytes < nonzeros * (4 + 2)  # column indices take two bytes
 
 
 def test_sparse_size_counts_values_and_the_smallest_indices_that_fit():
