@@ -198,6 +198,7 @@ def judge(prepared: Prepared, compressed: CompressionResult) -> dict:
         "output_bound": ddlr.output_bound(prepared.network, compressed, prepared.captured),
         "worst_violation": max(report.violation for report in compressed.layers),
         "worst_relative_gap": max(abs(report.relative_gap) for report in compressed.layers),
+        "worst_shortfall": max(report.shortfall for report in compressed.layers),
         "status": "+".join(statuses) or "converged",
     }
 

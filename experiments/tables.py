@@ -12,7 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.records import ONE_TOLERANCE, USUAL_RIDGE, write_whole
+from experiments.records import (
+    ONE_TOLERANCE,
+    USUAL_CASCADE_BOUND,
+    USUAL_RIDGE,
+    write_whole,
+)
 
 NETWORK_TITLES = {
     "lenet_300_100": "LeNet-300-100 on MNIST",
@@ -57,7 +62,7 @@ MADE_BY = {
     "benchmark_targets": "python -m experiments.benchmark",
 }
 VARIANT = ["method", "constraint", "refit", "order"]
-GROUP = ["dataset", "model", *VARIANT, "ridge", "calibration_samples", "goal"]
+GROUP = ["dataset", "model", *VARIANT, "cascade_bound", "ridge", "calibration_samples", "goal"]
 SETTING = [*GROUP, "wanted"]
 
 
@@ -73,11 +78,12 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def with_choices(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with the goal and ridge of those that were written down before these were choices."""
-    found = runs.reindex(columns=["goal", "wanted", "ridge"])
+    found = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound"])
     return runs.assign(
         goal=found["goal"].astype(object).fillna(ONE_TOLERANCE),
         wanted=found["wanted"].fillna(runs["relative_tolerance"]),
         ridge=found["ridge"].fillna(USUAL_RIDGE),
+        cascade_bound=found["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
     )
 
 

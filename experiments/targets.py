@@ -17,7 +17,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH
-from experiments.records import USUAL_RIDGE, write_whole
+from experiments.records import USUAL_CASCADE_BOUND, USUAL_RIDGE, write_whole
 from experiments.tables import (
     GROUP,
     METHOD_TITLES,
@@ -173,6 +173,8 @@ def variant_words(names: Sequence[str], key: tuple) -> str:
         words.append("hinge set")
     if about.get("goal") == ONE_TOLERANCE:
         words.append("one tolerance")
+    if about.get("cascade_bound", USUAL_CASCADE_BOUND) != USUAL_CASCADE_BOUND:
+        words.append("its own rule for the bounds")
     if about.get("ridge", USUAL_RIDGE) != USUAL_RIDGE:
         words.append(f"ridge {about['ridge']:g}")
     if about.get("calibration_samples", USUAL_SAMPLES) != USUAL_SAMPLES:

@@ -18,7 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.checkpoints import checkpoint_path
 from experiments.data import data_sha256
 from experiments.locking import holder, locked
-from experiments.records import ONE_TOLERANCE, USUAL_RIDGE, file_sha256, identity
+from experiments.records import (
+    ONE_TOLERANCE,
+    USUAL_CASCADE_BOUND,
+    USUAL_RIDGE,
+    file_sha256,
+    identity,
+)
 
 FINISHED, RUNNING, FAILED, MISSING = "finished", "running", "failed", "missing"
 FINISHED_IN = ("records", "tables")
@@ -159,6 +165,7 @@ def choices(cfg: DictConfig) -> dict:
         "constraint": cfg.method.get("constraint", "hinge"),
         "refit": cfg.method.get("refit", "none"),
         "order": cfg.method.get("order", "parallel"),
+        "cascade_bound": cfg.method.get("cascade_bound", USUAL_CASCADE_BOUND),
         "ridge": cfg.method.get("ridge", USUAL_RIDGE),
         "seed": cfg.seed,
         "goal": goal,
@@ -189,6 +196,8 @@ def settings(cfg: DictConfig) -> dict:
     if ridge != USUAL_RIDGE:  # else as of runs from before it was a choice
         nodes["method"]["ridge"] = float(ridge)  # 1 and 1.0 are one run
     kept = ["dataset", "model", "method", "seed", "calibration_samples"]
+    if nodes["method"].get("cascade_bound") == USUAL_CASCADE_BOUND:  # likewise
+        nodes["method"].pop("cascade_bound")
     if goal_of(cfg)[0] != ONE_TOLERANCE:
         nodes["method"].pop("relative_tolerance")
         nodes["goal"] = {name: value for name, value in nodes["goal"].items() if value is not None}
