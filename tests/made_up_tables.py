@@ -149,6 +149,7 @@ def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[d
         "goal": "relative_tolerance" if kept_fraction is None else "kept_fraction",
         "wanted": tolerance if kept_fraction is None else kept_fraction,
         "relative_tolerance": tolerance if kept_fraction is None else float("nan"),
+        "cascade_bound": "tolerance",
         "ridge": 0.01,
         "calibration_samples": run["samples"],
         **total,

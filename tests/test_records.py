@@ -102,7 +102,15 @@ def settings(*rows_: tuple, **columns) -> pd.DataFrame:
     table["bytes_fraction"] = 2 * table["kept_fraction"]
     keys = ("dataset", "model", "method", "constraint", "refit", "order", "goal")
     about = {key: "x" for key in keys}
-    return table.assign(**{**about, "ridge": 0.01, "calibration_samples": 500, **columns})
+    return table.assign(
+        **{
+            **about,
+            "cascade_bound": "tolerance",
+            "ridge": 0.01,
+            "calibration_samples": 500,
+            **columns,
+        }
+    )
 
 
 def test_sizes_are_chosen_by_held_out_samples_and_the_test_set_is_reported():

@@ -47,7 +47,8 @@ def curve(
         for seed in range(seeds)
     ]
     about = {"dataset": "mnist", "model": NETWORK, "method": method, "constraint": "net_trim"}
-    table = pd.DataFrame(rows).assign(**about, refit=refit, order=order, ridge=0.01)
+    about |= {"refit": refit, "order": order, "cascade_bound": "tolerance", "ridge": 0.01}
+    table = pd.DataFrame(rows).assign(**about)
     return table.assign(bytes_fraction=table["kept_fraction"], calibration_samples=5000)
 
 
