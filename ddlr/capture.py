@@ -18,10 +18,15 @@ __all__ = [
     "checked",
     "evaluating",
     "feeds_only",
+    "given_to",
     "outputs_of",
+    "reaches",
     "run_batches",
     "try_relu",
 ]
+
+# Of outputs that are moved to see what depends on them: each down and up.
+_CHANGES = (lambda output: -output - 1, lambda output: 2 * output.abs() + 1)
 
 
 @dataclass
@@ -293,9 +298,25 @@ def feeds_only(model: nn.Module, name: str, following: str, batches: Sequence[Te
                 return False
             # After the hooks of the owner, where the inputs were noted.
             kept = (other.register_forward_pre_hook, give, {"with_kwargs": True})
-            for change in (lambda output: -output - 1, lambda output: 2 * output.abs() + 1):
+            for change in _CHANGES:
                 if not _agrees(
                     before, model, names, (batch,), {}, kept, with_output(layer, change)
                 ):
                     return False
     return True
+
+
+def reaches(
+    model: nn.Module, layers: Sequence[str], following: str, batches: Sequence[Tensor]
+) -> bool:
+    """Whether what a layer is given depends on the outputs of any of some layers, or its own."""
+    with untouched(model) as device:
+        for batch in (batch.to(device) for batch in batches):
+            with random_state_kept():
+                before = trace(model, [following], (batch,), {}).given
+            for change in _CHANGES:
+                moved = [with_output(model.get_submodule(name), change) for name in layers]
+                with random_state_kept(), hooked(*moved):
+                    if trace(model, [following], (batch,), {}).given != before:
+                        return True
+    return False

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.admm import CentredInputs, WarmStart, check_problem
-from ddlr.capture import LayerRecord, capture, checked, feeds_only, given_to, try_relu
+from ddlr.capture import LayerRecord, capture, checked, feeds_only, given_to, reaches, try_relu
 from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.identity import StandIn, check_model, copied, is_linear_map, is_plain
 from ddlr.input_selection import regress_onto
@@ -458,7 +458,7 @@ def _record(
     for one in recorded.values():
         if not one.record.called:
             one.refused = (
-                "was not called by any calibration sample (where it should have been, its weight "
+                "was not called by any calibration sample (if it should have been, then its weight "
                 "is read in another way, or torch.compile passes over it)"
             )
     traces = _try_out(model, _usable(recorded), samples, activations)
@@ -469,8 +469,12 @@ def _record(
         can = f"; those that can be compressed are {list(kept)}" if kept else ""
         raise ValueError(f"layer {name!r} {why}; leave it out of layers{can}")
     if refused:
-        told = "; ".join(f"layer {name!r} {why}" for name, why in refused.items())
-        warnings.warn(f"left as they are, and not compressed: {told}", stacklevel=4)
+        whys = dict.fromkeys(refused.values())
+        told = "; ".join(
+            f"layer {', '.join(repr(name) for name in refused if refused[name] == why)} {why}"
+            for why in whys
+        )
+        warnings.warn(f"left as it is, and not compressed: {told}", stacklevel=4)
     return kept, traces
 
 
@@ -754,11 +758,16 @@ def _solve_in_cascade(
     """
     original_inputs = True
     captured = _with_routes(model, list(captured), batches)
-    for layer in captured:
-        if tolerances[layer.name] and called_several_times(layer.route):
+    for index, layer in enumerate(captured):
+        later = [each.name for each in captured[index:] if tolerances[each.name]]
+        if (
+            layer.name in later
+            and called_several_times(layer.route)
+            and reaches(model, later, layer.name, list(checked(batches)))
+        ):
             raise ValueError(
-                f"layer {layer.name!r} is called more than once in a pass, so what it is given "
-                "depends on how it is itself compressed; use order='parallel'"
+                f"layer {layer.name!r} is called several times in a pass, and what it is given "
+                "then depends on how it, or a layer after it, is compressed; use order='parallel'"
             )
     for layer in captured:
         bound = tolerances[layer.name]
