@@ -43,7 +43,7 @@ class LayerRecord:
     place: int = -1
     _inputs: list[Tensor] = field(default_factory=list)
     _outputs: list[Tensor] = field(default_factory=list)
-    _tried: bool = False
+    _noticed: bool = False
     refuted: bool = False
     _negative: bool = False
 
@@ -65,7 +65,7 @@ class LayerRecord:
 
     @property
     def activation(self) -> str:
-        return "relu" if self._tried and self._negative and not self.refuted else "none"
+        return "relu" if self._noticed and self._negative and not self.refuted else "none"
 
     def output(self, call: int) -> Tensor:
         """What a call gave, in its shape."""
@@ -95,15 +95,18 @@ def capture(
     Whether a ReLU follows a layer is tried out, after each pass of the model and on its arguments:
     the model is run with relu(output) in place of the layer's output, in evaluation mode. "relu" is
     the answer if that never changed anything, to the last bit: neither the model's outputs nor the
-    inputs of its modules that have parameters; and if some output was negative. Whatever reads the
-    layer then reads it through a ReLU, be it a module, a function or a method, also behind pooling,
-    dropout or a reshape. In all other cases the answer is "none", under which the whole output has
-    to be reproduced: that is always a valid demand, only a harder one. So it is the answer too
-    where outputs happen never to be negative, where normalisation stands before the ReLU, for other
-    activations, where something else reads the raw output, where two equal passes differ, since the
-    network draws random numbers, and where the model was never called as a whole.
+    inputs of its modules that have parameters; if other values did; and if some output was
+    negative. Whatever reads the layer then reads it through a ReLU, be it a module, a function or a
+    method, also behind pooling, dropout or a reshape.
 
-    That costs two passes for each pass, and one for each layer that may have a ReLU. The model is
+    In all other cases the answer is "none", under which the whole output has to be reproduced: that
+    is always a valid demand, only a harder one. So it is the answer too where outputs happen never
+    to be negative, where normalisation stands before the ReLU, for other activations, where
+    something else reads the raw output, where two equal passes differ, since the network draws
+    random numbers, and where the model was never called as a whole.
+
+    That costs two passes for each pass, and one for each layer that may have a ReLU (and one more
+    in all for each that has). The model is
     as it was after them, see `ddlr.untouched.untouched`.
 
     Parameters
@@ -195,12 +198,16 @@ def try_relu(
     with random_state_kept():
         again = trace(model, names, arguments, keywords)
     for name, record in records.items():
-        record._tried = True
         if record.refuted or not agree(once, again):
             record.refuted = True
             continue
-        relu = with_output(model.get_submodule(name), torch.relu)
-        record.refuted = not _agrees(again, model, names, arguments, keywords, relu)
+
+        layer, run = model.get_submodule(name), (again, model, names, arguments, keywords)
+        record.refuted = not _agrees(*run, with_output(layer, torch.relu))
+        if not (record.refuted or record._noticed):
+            # Outputs that are too coarse to show other values, such as an argmax, show nothing.
+            other = with_output(layer, lambda output: 1.5 * output.relu() + 1)
+            record._noticed = not _agrees(*run, other)
     return again
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import sys
 import types
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from ddlr.trials import is_compiled
 from ddlr.untouched import set_values
 
 # Hooks that compute a layer's weight from others before each call. What takes the layer's place
@@ -222,23 +222,15 @@ def check_model(model: nn.Module, names: Sequence[str]) -> None:
         If a layer is compiled or scripted with what holds it, not initialised yet, or without
         values (on the meta device); says which.
     """
-    # Where this part of torch was not imported yet, nothing was compiled.
-    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
     for holder, module in model.named_modules():
         inside = f"{holder}." if holder else ""
-        if not any(name == holder or name.startswith(inside) for name in names):
-            continue
-        if compiled is not None and isinstance(module, compiled):
-            what = "model" if not holder else f"model.{holder}"
+        if is_compiled(module) and any(name == holder or name.startswith(inside) for name in names):
+            what = f"model.{holder}" if holder else "model"
+            how = "torch.compile" if hasattr(module, "_orig_mod") else "its method compile()"
+            instead = f", {what}._orig_mod," if hasattr(module, "_orig_mod") else ""
             raise ValueError(
-                f"{_called(holder, module)} was compiled by torch.compile, which passes over the "
-                f"layers inside; give it as it was before, {what}._orig_mod, and compile the result"
-            )
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                f"{_called(holder, module)} was compiled by its method compile(), after which the "
-                "layers inside are passed over; give a model that is not compiled yet, and compile "
-                "the result"
+                f"{_called(holder, module)} was compiled by {how}, which passes over the layers "
+                f"inside; give it as it was before{instead} and compile the result"
             )
     for name in names:
         for kind, tensor in model.get_submodule(name).named_parameters():
@@ -251,6 +243,36 @@ def check_model(model: nn.Module, names: Sequence[str]) -> None:
 
 
 # --- who else reads it -----------------------------------------------------------------------
+
+
+def shares_with(model: nn.Module, layer: nn.Module) -> str | None:
+    """The name of a tensor outside a layer that has memory in common with the layer's own."""
+    mine = list(layer.parameters())
+    inside = {id(module) for module in layer.modules()}
+    for name, module in model.named_modules():
+        if id(module) in inside:
+            continue
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for kind, tensor in own:
+            if any(_overlap(tensor, each) for each in mine):
+                return f"{name}.{kind}" if name else kind
+    return None
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    if one is other:
+        return True
+    (start, end), (first, last) = _span(one), _span(other)
+    return one.device == other.device and start < last and first < end
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    if isinstance(tensor, UninitializedTensorMixin) or tensor.layout != torch.strided:
+        return 0, 0
+    if tensor.is_meta or not tensor.numel():
+        return 0, 0
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
 class StandIn(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddlr.admm import CentredInputs, WarmStart, check_problem
 from ddlr.capture import LayerRecord, capture, checked, feeds_only, given_to, reaches, try_relu
 from ddlr.constraints import ACTIVATIONS, OutputSet
-from ddlr.identity import StandIn, check_model, copied, is_linear_map, is_plain
+from ddlr.identity import StandIn, check_model, copied, is_linear_map, is_plain, shares_with
 from ddlr.input_selection import regress_onto
 from ddlr.layers import gives_outputs, layer_size, numerical_rank, replace_layer, store_linear
 from ddlr.reduced_rank import RIDGE
@@ -39,6 +39,10 @@ ORDERS = ("parallel", "cascade")
 _CALIBRATION_BATCH = 1000
 # Of the error that the original weights make on compressed inputs; as in Net-Trim's cascade.
 _CASCADE_SLACK = math.sqrt(1.1)
+_NOT_REPLACED = (
+    "can not be replaced: something else reads its weight, or the model holds the layer where a "
+    "copy can not put another (in a function, for instance)"
+)
 # Of the inputs of a layer in two passes of one network, which may be rounded differently.
 _FITS, _FITS_HALF = 1e-5, 1e-2
 
@@ -461,19 +465,19 @@ def _record(
                 "was not called by any calibration sample (if it should have been, then its weight "
                 "is read in another way, or torch.compile passes over it)"
             )
+        elif not one.refused and (other := shares_with(model, one.layer)):
+            one.refused = f"shares its weight with {other!r}"
     traces = _try_out(model, _usable(recorded), samples, activations)
     kept = _usable(recorded)
     refused = {name: one.refused for name, one in recorded.items() if one.refused}
-    if refused and (layers is not None or not kept):
-        name, why = next(iter(refused.items()))
-        can = f"; those that can be compressed are {list(kept)}" if kept else ""
-        raise ValueError(f"layer {name!r} {why}; leave it out of layers{can}")
     if refused:
-        whys = dict.fromkeys(refused.values())
         told = "; ".join(
             f"layer {', '.join(repr(name) for name in refused if refused[name] == why)} {why}"
-            for why in whys
+            for why in dict.fromkeys(refused.values())
         )
+        if layers is not None or not kept:
+            can = f"; those that can be compressed are {list(kept)}" if kept else ""
+            raise ValueError(f"{told}; leave such out of layers{can}")
         warnings.warn(f"left as it is, and not compressed: {told}", stacklevel=4)
     return kept, traces
 
@@ -535,8 +539,9 @@ def _try_out(
         traces = tuple(try_relu(model, relus, (batch.to(device),), {}, names) for batch in samples)
     together = _why_not_replaced(model, list(recorded), samples, names)
     if together:
+        # Beside a plain copy, since it may be the copying that fails for one of them.
         for name, one in recorded.items():
-            one.refused = _why_not_replaced(model, [name], samples, names)
+            one.refused = _why_not_replaced(copied(model), [name], samples, names)
         if not any(one.refused for one in recorded.values()):
             for one in recorded.values():
                 one.refused = together
@@ -565,6 +570,8 @@ def _why_not_replaced(
 
             with capture(model, layers, decide=False) as records:
                 before = run(model)
+            if not all(record.called for record in records.values()):
+                return _NOT_REPLACED  # by a copy, while the model does call them
             for layer, stand_in in standing.items():
                 stand_in.outputs = list(map(records[layer].output, range(records[layer].calls)))
             try:
@@ -574,10 +581,7 @@ def _why_not_replaced(
             if not same or any(stand_in.outputs for stand_in in standing.values()):
                 if run(model) != before:
                     return ""  # no two passes are equal, so nothing can be found out
-                return (
-                    "can not be replaced: another module has its weight too, or reads it, or the "
-                    "model holds the layer where a copy can not put another (in a function)"
-                )
+                return _NOT_REPLACED
     return ""
 
 
@@ -1095,6 +1099,7 @@ def _check_activations(activations: Mapping[str, str], names: Sequence[str]) -> 
             )
 
 
+@torch.no_grad()
 def _check_weights(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         for kind, values in model.get_submodule(name).named_parameters():

@@ -6,6 +6,7 @@ memory, so a pass costs little more than it does alone.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -96,15 +97,24 @@ def _weights(device: torch.device) -> Tensor:
 def traced_modules(model: nn.Module, layers: Sequence[str]) -> list[str]:
     """Names of the layers, and of all other modules that have parameters of their own.
 
-    Not of what is inside the layers.
+    Not of what is inside the layers, nor of what was compiled, which hooks would compile anew.
     """
-    inside = tuple(f"{layer}." for layer in layers if layer)
+    compiled = [name for name, module in model.named_modules() if is_compiled(module)]
+    inside = tuple(f"{name}." for name in [*layers, *compiled] if name)
     return [
         name
         for name, module in model.named_modules()
         if name in layers
         or (not name.startswith(inside) and any(True for _ in module.parameters(recurse=False)))
     ]
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled by `torch.compile` or by its method `compile`."""
+    # Where this part of torch was not imported yet, nothing was compiled.
+    kind = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    by_method = getattr(module, "_compiled_call_impl", None) is not None
+    return by_method or (kind is not None and isinstance(module, kind))
 
 
 def trace(model: nn.Module, names: Sequence[str], arguments: tuple, keywords: dict) -> Trace:
