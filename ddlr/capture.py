@@ -1,13 +1,32 @@
 """Inputs and outputs of a network's layers on data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_TRIED = 100  # inputs, by `feeds_only`
+from ddlr.trials import Trace, agree, hooked, trace, traced_modules, with_output
+from ddlr.untouched import evaluating, random_state_kept, untouched
+
+__all__ = [
+    "LayerRecord",
+    "capture",
+    "checked",
+    "evaluating",
+    "feeds_only",
+    "given_to",
+    "outputs_of",
+    "reaches",
+    "run_batches",
+    "try_relu",
+]
+
+# Of outputs that are moved to see what depends on them: each down and up.
+_CHANGES = (lambda output: -output - 1, lambda output: 2 * output.abs() + 1)
 
 
 @dataclass
@@ -15,18 +34,26 @@ class LayerRecord:
     """What one layer saw and gave while it was captured.
 
     `inputs` and `outputs` are of shape (samples, features), leading dimensions flattened, outputs
-    before any activation. `activation` is "relu" or "none", as decided by `capture`.
+    before any activation and before hooks that change them. `activation` is "relu" or "none", as
+    decided by `capture`. `shapes` are those of the outputs, one for each call; `place` is the
+    layer's among those that were called, by their first call.
     """
 
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    place: int = -1
     _inputs: list[Tensor] = field(default_factory=list)
     _outputs: list[Tensor] = field(default_factory=list)
-    _always_rectified: bool = True
-    _compared: bool = False
+    _noticed: bool = False
+    refuted: bool = False
     _negative: bool = False
 
     @property
     def called(self) -> bool:
         return bool(self._inputs)
+
+    @property
+    def calls(self) -> int:
+        return len(self.shapes)
 
     @property
     def inputs(self) -> Tensor:
@@ -38,28 +65,24 @@ class LayerRecord:
 
     @property
     def activation(self) -> str:
-        rectified = self._compared and self._always_rectified and self._negative
-        return "relu" if rectified else "none"
+        return "relu" if self._noticed and self._negative and not self.refuted else "none"
+
+    def output(self, call: int) -> Tensor:
+        """What a call gave, in its shape."""
+        return self._outputs[call].reshape(self.shapes[call])
 
     def _add(self, inputs: Tensor, outputs: Tensor) -> None:
+        self.shapes.append(tuple(outputs.shape))
         self._inputs.append(inputs.detach().flatten(0, -2).clone())
         # Cloned at once: an in-place activation would overwrite it.
         self._outputs.append(outputs.detach().flatten(0, -2).clone())
-
-    def _compare(self, seen_next: object) -> None:
-        """Hold the latest output against what the network made of it."""
-        output = self._outputs[-1]
-        self._compared = True
-        self._negative |= bool((output < 0).any())
-        self._always_rectified &= (
-            isinstance(seen_next, Tensor)
-            and seen_next.numel() == output.numel()
-            and torch.equal(seen_next.detach().reshape(output.shape), output.relu())
-        )
+        self._negative |= bool((outputs < 0).any())
 
 
 @contextmanager
-def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, LayerRecord]]:
+def capture(
+    model: nn.Module, names: Sequence[str], *, decide: bool = True
+) -> Iterator[dict[str, LayerRecord]]:
     """Record inputs and outputs of named layers over all forward passes made inside the context.
 
         with capture(model, ["fc1", "fc2"]) as records:
@@ -67,73 +90,138 @@ def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, LayerR
                 model(batch)
 
     Hooks are removed when the context is left, also by an exception. The model's mode and
-    gradients are the caller's business.
+    gradients are the caller's business. Hooks of the caller run as often as the model does.
 
-    Whether a ReLU follows a layer is decided on the data, so it does not matter if the network
-    calls a module, a function or a method for it. The layer's output is compared with the input of
-    the next module that has parameters, in the order of execution, or with the network's output if
-    there is none. "relu" is the answer if that was exactly relu(output) in every pass, up to
-    reshaping, and some output was negative. In all other cases the answer is "none", under which
-    the whole output has to be reproduced: that is always a valid demand, only a harder one. So it
-    is the answer too where outputs happen never to be negative, where pooling or normalisation
-    stands in between, and for other activations. Only the next module is looked at: a network that
-    also uses the raw output elsewhere needs the activation to be given explicitly.
+    Whether a ReLU follows a layer is tried out, after each pass of the model and on its arguments:
+    the model is run with relu(output) in place of the layer's output, in evaluation mode. "relu" is
+    the answer if that never changed anything, to the last bit: neither the model's outputs nor the
+    inputs of its modules that have parameters; if other values did; and if some output was
+    negative. Whatever reads the layer then reads it through a ReLU, be it a module, a function or a
+    method, also behind pooling, dropout or a reshape.
+
+    In all other cases the answer is "none", under which the whole output has to be reproduced: that
+    is always a valid demand, only a harder one. So it is the answer too where outputs happen never
+    to be negative, where normalisation stands before the ReLU, for other activations, where
+    something else reads the raw output, where two equal passes differ, since the network draws
+    random numbers, and where the model was never called as a whole.
+
+    That costs two passes for each pass, and one for each layer that may have a ReLU (and one more
+    in all for each that has). The model is
+    as it was after them, see `ddlr.untouched.untouched`.
+
+    Parameters
+    ----------
+    model : nn.Module
+    names : sequence of str
+    decide : bool
+        Whether activations are wanted; without it they are "none", and nothing is tried out.
 
     Raises
     ------
     ValueError
         If a name is not a module of the model.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(f"the model has no layer {unknown[0]!r}; it has {', '.join(modules)}")
     records = {name: LayerRecord() for name in names}
-    waiting: list[LayerRecord] = []
-    handles = []
+    places = count()
+    trying = False
+    asked: list[tuple[tuple, dict]] = []
 
-    def settle(seen_next: object) -> None:
-        while waiting:
-            waiting.pop()._compare(seen_next)
-
-    def before(_module, arguments):
-        settle(arguments[0] if arguments else None)
-
-    def after(record: LayerRecord):
-        def hook(_module, arguments, output):
-            record._add(arguments[0], output)
-            waiting.append(record)
+    def note(record: LayerRecord):
+        def hook(_module, arguments, keywords, output):
+            if trying:
+                return
+            if not record.called:
+                record.place = next(places)
+            record._add(given_to(arguments, keywords), output)
 
         return hook
 
-    try:
-        for module in modules.values():
-            if any(True for _ in module.parameters(recurse=False)):
-                handles.append(module.register_forward_pre_hook(before))
-        for name, record in records.items():
-            handles.append(modules[name].register_forward_hook(after(record)))
-        handles.append(model.register_forward_hook(lambda _module, _arguments, out: settle(out)))
+    def before(_module, arguments, keywords):
+        if not trying:
+            asked.append(_kept(arguments, keywords))
+
+    def after(_module, _arguments, _output):
+        nonlocal trying
+        if trying:
+            return
+        trying = True
+        try:
+            with untouched(model):
+                try_relu(model, records, *asked.pop())
+        finally:
+            trying = False
+
+    keywords = {"with_kwargs": True}
+    hooks = [
+        # Before the hooks of the owner, which may change the output.
+        (modules[name].register_forward_hook, note(record), {**keywords, "prepend": True})
+        for name, record in records.items()
+    ]
+    if decide:
+        hooks.append((model.register_forward_pre_hook, before, {**keywords, "prepend": True}))
+        hooks.append((model.register_forward_hook, after))
+    with hooked(*hooks):
         yield records
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Have a model in evaluation mode, and its modules in their own modes again afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield next(model.parameters()).device
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def given_to(arguments: tuple, keywords: Mapping) -> Tensor:
+    """The input of a linear layer, however it was called."""
+    return arguments[0] if arguments else keywords["input"]
 
 
-@torch.no_grad()
-def run_batches(model: nn.Module, batches) -> None:
-    """Pass batches of network inputs through a model in evaluation mode, on its device.
+def _kept(arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
+    """Arguments of a pass, of which tensors may be overwritten in it."""
+    copied = tuple(each.clone() if isinstance(each, Tensor) else each for each in arguments)
+    return copied, {
+        name: each.clone() if isinstance(each, Tensor) else each for name, each in keywords.items()
+    }
+
+
+def try_relu(
+    model: nn.Module,
+    records: Mapping[str, LayerRecord],
+    arguments: tuple,
+    keywords: dict,
+    names: Sequence[str] | None = None,
+) -> Trace:
+    """Hold each record's ReLU against one pass of a model in evaluation mode, see `capture`.
+
+    Returns the trace of the pass over the modules called `names`.
+    """
+    if names is None:
+        names = traced_modules(model, list(records))
+    once = trace(model, names, arguments, keywords)
+    with random_state_kept():
+        again = trace(model, names, arguments, keywords)
+    for name, record in records.items():
+        if record.refuted or not agree(once, again):
+            record.refuted = True
+            continue
+
+        layer, run = model.get_submodule(name), (again, model, names, arguments, keywords)
+        record.refuted = not _agrees(*run, with_output(layer, torch.relu))
+        if not (record.refuted or record._noticed):
+            # Outputs that are too coarse to show other values, such as an argmax, show nothing.
+            other = with_output(layer, lambda output: 1.5 * output.relu() + 1)
+            record._noticed = not _agrees(*run, other)
+    return again
+
+
+def _agrees(wanted: Trace, model: nn.Module, names, arguments, keywords, *hooks) -> bool:
+    """Whether a pass with hooks has the same trace; not, if it fails."""
+    with random_state_kept(), hooked(*hooks):
+        try:
+            return agree(wanted, trace(model, names, arguments, keywords))
+        except Exception:
+            return False
+
+
+def checked(batches: Iterable[Any]) -> Iterator[Tensor]:
+    """Those batches that have samples.
 
     Raises
     ------
@@ -142,63 +230,100 @@ def run_batches(model: nn.Module, batches) -> None:
     TypeError
         If a batch is not a tensor.
     """
-    count = 0
-    with evaluating(model) as device:
-        for batch in batches:
-            if not isinstance(batch, Tensor):
-                raise TypeError(
-                    f"a calibration batch is a {type(batch).__name__}; it must be a tensor of "
-                    "network inputs, so take the labels off: (inputs for inputs, _ in loader)"
-                )
-            count += len(batch)
-            if len(batch):
-                model(batch.to(device))
-    if count == 0:
+    samples = 0
+    for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise TypeError(
+                f"a calibration batch is a {type(batch).__name__}; it must be a tensor of "
+                "network inputs, so take the labels off: (inputs for inputs, _ in loader)"
+            )
+        samples += len(batch)
+        if len(batch):
+            yield batch
+    if samples == 0:
         raise ValueError("the calibration set is empty; it must have at least one sample")
 
 
-@torch.no_grad()
+def run_batches(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Pass batches of network inputs through a model in evaluation mode, on its device.
+
+    Model and batches are left as they are, see `ddlr.untouched.untouched`.
+
+    Raises
+    ------
+    ValueError
+        If there is no batch, or one without samples.
+    TypeError
+        If a batch is not a tensor.
+    """
+    with untouched(model) as device:
+        for batch in checked(batches):
+            model(batch.to(device, copy=True))
+
+
 def outputs_of(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     """Outputs of a network in evaluation mode, all batches in one, shape (samples, outputs)."""
-    with evaluating(model) as device:
-        return torch.cat([model(batch.to(device)) for batch in batches]).flatten(1).float()
+    with untouched(model) as device:
+        outputs = [model(batch.to(device, copy=True)) for batch in batches]
+        return torch.cat(outputs).flatten(1).float()
 
 
-@torch.no_grad()
-def feeds_only(model: nn.Module, name: str, following: str, batch: Tensor) -> bool:
+def feeds_only(model: nn.Module, name: str, following: str, batches: Sequence[Tensor]) -> bool:
     """Whether a layer's outputs reach the network's outputs through one other layer alone.
 
-    Tried out on some inputs: the layer's outputs are changed while the other layer is given the
-    inputs that it had. Both have to be called once.
+    Tried out on all batches: the layer's outputs are moved down and up while the other layer is
+    given the inputs that it had. Neither the network's outputs nor the inputs of its modules that
+    have parameters may change. Both layers have to be called once for each batch.
     """
-    batch = batch[:_TRIED]
-    seen: list[Tensor] = []
-    called: list[Tensor] = []
-
-    def note(_module, arguments):
-        seen.append(arguments[0].clone())
-
-    def give(_module, arguments):
-        return (seen[0], *arguments[1:])
-
-    def change(_module, _arguments, output):
-        return -output - 1
-
     layer, other = model.get_submodule(name), model.get_submodule(following)
-    count = (layer.register_forward_hook, lambda *given: called.append(given[2]))
-    with _hooked((other.register_forward_pre_hook, note), count):
-        before = outputs_of(model, [batch])
-    if not len(seen) == len(called) == 1:
-        return False
-    with _hooked((layer.register_forward_hook, change), (other.register_forward_pre_hook, give)):
-        return torch.equal(before, outputs_of(model, [batch]))
+    names = traced_modules(model, [name, following])
+    given: list[Tensor] = []
+    calls: list[None] = []
+
+    def note(_module, arguments, keywords):
+        given.append(given_to(arguments, keywords).clone())
+
+    def give(_module, arguments, keywords):
+        if arguments:
+            return (given[0].clone(), *arguments[1:]), keywords
+        return arguments, {**keywords, "input": given[0].clone()}
+
+    def called(_module, _arguments, _output):
+        calls.append(None)
+
+    with untouched(model) as device:
+        for batch in (batch.to(device) for batch in batches if len(batch)):
+            given.clear()
+            calls.clear()
+            noted = (
+                (other.register_forward_pre_hook, note, {"with_kwargs": True}),
+                (layer.register_forward_hook, called),
+            )
+            with random_state_kept(), hooked(*noted):
+                before = trace(model, names, (batch,), {})
+            if not len(given) == len(calls) == 1:
+                return False
+            # After the hooks of the owner, where the inputs were noted.
+            kept = (other.register_forward_pre_hook, give, {"with_kwargs": True})
+            for change in _CHANGES:
+                if not _agrees(
+                    before, model, names, (batch,), {}, kept, with_output(layer, change)
+                ):
+                    return False
+    return True
 
 
-@contextmanager
-def _hooked(*hooks: tuple) -> Iterator[None]:
-    handles = [register(hook) for register, hook in hooks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def reaches(
+    model: nn.Module, layers: Sequence[str], following: str, batches: Sequence[Tensor]
+) -> bool:
+    """Whether what a layer is given depends on the outputs of any of some layers, or its own."""
+    with untouched(model) as device:
+        for batch in (batch.to(device) for batch in batches):
+            with random_state_kept():
+                before = trace(model, [following], (batch,), {}).given
+            for change in _CHANGES:
+                moved = [with_output(model.get_submodule(name), change) for name in layers]
+                with random_state_kept(), hooked(*moved):
+                    if trace(model, [following], (batch,), {}).given != before:
+                        return True
+    return False

@@ -1,12 +1,14 @@
 """Low-rank layers: factorisation, the break-even rule, and how much a layer stores."""
 
-import copy
 import math
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from ddlr.identity import copied, inherit, is_plain, replace_everywhere
+from ddlr.untouched import random_state_kept
 
 BYTES_A_VALUE = 4
 _INDEX_BYTES = ((8, 1), (16, 2), (32, 4), (64, 8))
@@ -35,9 +37,10 @@ class LowRankLinear(nn.Sequential):
         """Factorise a weight of shape (out_features, in_features), truncated to `rank` if given."""
         left, right = factorise(weight, rank)
         out_features, in_features = weight.shape
-        layer = cls(
-            in_features, out_features, right.shape[0], dtype=weight.dtype, device=weight.device
-        )
+        with random_state_kept():  # what is drawn to begin with is overwritten
+            layer = cls(
+                in_features, out_features, right.shape[0], dtype=weight.dtype, device=weight.device
+            )
         with torch.no_grad():
             layer[0].weight.copy_(right)
             layer[1].weight.copy_(left)
@@ -83,6 +86,21 @@ class SelectedLinear(nn.Module):
         outputs = produced.new_zeros(*produced.shape[:-1], self.out_features)
         return outputs.index_copy(-1, self.outputs, produced)
 
+    @property
+    def weight(self) -> Tensor:
+        """As a linear layer would have it, shape (out_features, in_features)."""
+        small = self.layer.weight
+        weight = small.new_zeros(self.out_features, self.in_features)
+        rows = small.new_zeros(len(small), self.in_features).index_copy(1, self.inputs, small)
+        return weight.index_copy(0, self.outputs, rows)
+
+    @property
+    def bias(self) -> Tensor | None:
+        if self.layer.bias is None:
+            return None
+        bias = self.layer.bias.new_zeros(self.out_features)
+        return bias.index_copy(0, self.outputs, self.layer.bias)
+
 
 @torch.no_grad()
 def compact(model: nn.Module) -> nn.Module:
@@ -90,9 +108,10 @@ def compact(model: nn.Module) -> nn.Module:
 
     Compression sets these to zero in layers of the shape that they had, which any tool understands.
     Here each such `nn.Linear` and `LowRankLinear` becomes a `SelectedLinear`, smaller in memory and
-    on disk and with fewer operations; the outputs are the same but for rounding.
+    on disk and with fewer operations; the outputs are the same but for rounding. A layer stays as
+    it is where another module has its weight too, or where the weight is computed from others.
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     layers = {
         name: layer
         for name, layer in model.named_modules()
@@ -101,20 +120,32 @@ def compact(model: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         if isinstance(layers.get(name.rpartition(".")[0]), LowRankLinear):
             continue  # a factor, which goes with its layer
+        if isinstance(layer, nn.Linear) and not _is_its_own(model, layer):
+            continue
         inputs, outputs = (layer.weight != 0).any(dim=0), gives_outputs(layer)
         if not (inputs.all() and outputs.all()):
             model = replace_layer(model, name, _selected(layer, inputs, outputs))
     return model
 
 
+def _is_its_own(model: nn.Module, layer: nn.Linear) -> bool:
+    """Whether a layer is a linear map, with a weight that no other module has."""
+    holders = sum(
+        any(parameter is layer.weight for parameter in module.parameters(recurse=False))
+        for module in model.modules()
+    )
+    return is_plain(layer) and type(layer).forward is nn.Linear.forward and holders == 1
+
+
 def _selected(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> SelectedLinear:
     bias = None if layer.bias is None else layer.bias[outputs]
     if isinstance(layer, LowRankLinear):
-        small = LowRankLinear(
-            *(int(inputs.sum()), int(outputs.sum()), layer.rank),
-            dtype=bias.dtype,
-            device=bias.device,
-        )
+        with random_state_kept():
+            small = LowRankLinear(
+                *(int(inputs.sum()), int(outputs.sum()), layer.rank),
+                dtype=bias.dtype,
+                device=bias.device,
+            )
         small[0].weight.copy_(layer[0].weight[:, inputs])
         small[1].weight.copy_(layer[1].weight[outputs])
         small[1].bias.copy_(bias)
@@ -125,12 +156,28 @@ def _selected(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> SelectedLine
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """Put a layer into a model under a name; "" is the model itself."""
-    if not name:
-        return layer
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+    """Put a layer into a model in the place of the one with a name; "" is the model itself.
+
+    Also where the model holds that one under other names, or in lists and dicts. The layer inherits
+    its mode, hooks and `requires_grad`. A transformer layer of torch around it loses its fast path,
+    which would go around the new layer with the product of its factors.
+    """
+    old = model.get_submodule(name)
+    model = replace_everywhere(model, old, inherit(old, layer))
+    if layer is not old:
+        _leave_fast_path(model, layer)
     return model
+
+
+def _leave_fast_path(model: nn.Module, layer: nn.Module) -> None:
+    for encoder_layer in model.modules():
+        if isinstance(encoder_layer, nn.TransformerEncoderLayer) and (
+            layer in (encoder_layer.linear1, encoder_layer.linear2)
+        ):
+            encoder_layer.activation_relu_or_gelu = 0  # read by nothing but the fast path
+            for encoder in model.modules():
+                if isinstance(encoder, nn.TransformerEncoder) and encoder_layer in encoder.layers:
+                    encoder.use_nested_tensor = False  # which takes the fast path
 
 
 def factorise(weight: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:

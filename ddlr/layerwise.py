@@ -5,27 +5,32 @@ import dataclasses
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from ddlr.admm import CentredInputs, WarmStart, check_problem
-from ddlr.capture import LayerRecord, capture, feeds_only, run_batches
-from ddlr.constraints import ACTIVATIONS, OutputSet, relative_violation
+from ddlr.capture import LayerRecord, capture, checked, feeds_only, given_to, reaches, try_relu
+from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.dead_weights import has_dead_weights, remove_dead_weights
+from ddlr.identity import StandIn, check_model, copied, is_linear_map, is_plain, shares_with
 from ddlr.input_selection import regress_onto
-from ddlr.layers import layer_size, numerical_rank, replace_layer
+from ddlr.layers import LowRankLinear, replace_layer, store_linear
+from ddlr.measure import MeasuredLayer, layer_errors
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,
     LayerReport,
     SolverResult,
-    SolverStatus,
 )
+from ddlr.routes import Route, called_several_times, noting_routes
+from ddlr.trials import Trace, hooked, trace, traced_modules
+from ddlr.untouched import random_state_kept, untouched
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,12 @@ CASCADE_BOUNDS = ("tolerance", "inherited")
 _CALIBRATION_BATCH = 1000
 # Of the error that the original weights make on compressed inputs; as in Net-Trim's cascade.
 _CASCADE_SLACK = math.sqrt(1.1)
+_NOT_REPLACED = (
+    "can not be replaced: something else reads its weight, or the model holds the layer where a "
+    "copy can not put another (in a function, for instance)"
+)
+# Of the inputs of a layer in two passes of one network, which may be rounded differently.
+_FITS, _FITS_HALF = 1e-5, 1e-2
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class CapturedLayer:
         Of the layer that was captured; a missing bias is zero.
     whole_targets : Tensor, optional
         The targets before those that nothing uses were set to zero.
+    route : Route, optional
+        Which samples reached the layer, see `ddlr.routes`; what cascade order goes by.
     """
 
     name: str
@@ -62,6 +75,7 @@ class CapturedLayer:
     weight: Tensor
     bias: Tensor
     whole_targets: Tensor | None = None
+    route: Route | None = field(default=None, repr=False)
 
     @property
     def dropped(self) -> int:
@@ -91,20 +105,30 @@ class CapturedLayers:
     Attributes
     ----------
     layers : tuple of CapturedLayer
+        In the order in which the network calls them first.
     batches : tuple of Tensor
         The network inputs they were captured on.
+    traces : tuple of Trace, optional
+        What the network did on each batch that has samples. By it a network that is not the one
+        that was captured is found out at once; without it by the activations alone.
+    activations_given : frozenset of str
+        Names of the layers whose activation the caller gave.
     """
 
     layers: tuple[CapturedLayer, ...]
     batches: tuple[Tensor, ...]
+    traces: tuple[Trace, ...] | None = field(default=None, repr=False)
+    activations_given: frozenset[str] = frozenset()
 
     def only(self, names: Sequence[str]) -> "CapturedLayers":
-        """The same of some of the layers."""
-        known = {layer.name: layer for layer in self.layers}
+        """The same of some of the layers, in the network's order."""
+        known = [layer.name for layer in self.layers]
+        names = _distinct(names)
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise ValueError(f"layer {unknown[0]!r} was not captured; captured are {list(known)}")
-        return CapturedLayers(tuple(known[name] for name in names), self.batches)
+            raise ValueError(f"layer {unknown[0]!r} was not captured; captured are {known}")
+        layers = tuple(layer for layer in self.layers if layer.name in names)
+        return dataclasses.replace(self, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -199,10 +223,23 @@ def capture_layers(
     of separate calls. Holds the calibration data and each layer's inputs, twice, and its targets in
     memory.
 
+    The network is run in evaluation mode, and is afterwards exactly as it was, see
+    `ddlr.untouched.untouched`; hooks of its owner run with it. What is in doubt about it is tried
+    out on all calibration samples: whether a ReLU follows a layer, see `ddlr.capture`, and whether
+    anything but the layer's calls depends on its weights, which could not be replaced then. That
+    costs four passes, and one for each layer that may have a ReLU.
+
+    By default every `nn.Linear` is captured that can be replaced. Those that can not stay as they
+    are, with a warning that names them: layers that no calibration sample reaches, whose weights
+    are read by something else (tied to an embedding, or by attention), that are more than a linear
+    map (a subclass with a forward pass of its own), or that the network holds where no copy of it
+    can put another layer (a closure). Named in `layers`, they are an error.
+
     Parameters and errors are those of `ddlr.compress`.
     """
     batches = _batches(calibration)
-    captured = CapturedLayers(tuple(_capture(model, batches, layers, activations)), batches)
+    found, traces = _capture(model, batches, layers, activations)
+    captured = CapturedLayers(tuple(found), batches, traces, frozenset(activations or ()))
     for layer in captured.layers:
         _ = layer.live_inputs.eigen
     return captured
@@ -253,11 +290,13 @@ def compress_layers(
         Full weight and bias to the layer that takes the original's place, or None where storing
         the solved weight would not be smaller than the original.
     layers : sequence of str, optional
-        Names of `nn.Linear` modules. All of them by default.
+        Names of `nn.Linear` modules, in any order; they are taken in the order in which the network
+        calls them first. By default all of them that can be replaced, see `capture_layers`.
     activations : mapping, optional
         "relu" or "none" by layer name, where `ddlr.capture` should not decide.
     order : {"parallel", "cascade"}
-        For "cascade" the layers must be given in the order in which the network calls them.
+        "cascade" takes layers that are called once for each batch, on the same samples before and
+        after compression.
     cascade_bound : {"tolerance", "inherited"}
         Of the layers after the first that is compressed, in cascade order: "tolerance", the larger
         of the relative tolerance and sqrt(1.1) times the error of the original weights on the
@@ -281,7 +320,8 @@ def compress_layers(
     Raises
     ------
     ValueError
-        If an argument makes no problem; names the layer and the value.
+        If an argument makes no problem, or a capture is not of this network as it is; names the
+        layer and the value.
     ConvergenceError
         If a solve does not converge; names the layer.
     ImportError
@@ -300,18 +340,20 @@ def compress_layers(
         )
     if drop_unused and workers > 1:
         raise ValueError(f"workers is {workers}, but here a layer waits for the next; set it to 1")
+    _check_tolerances(relative_tolerance)
     if isinstance(calibration, CapturedLayers):
         batches = calibration.batches
         selected = _select(model, calibration, layers, activations)
         tolerances = _tolerances(relative_tolerance, [layer.name for layer in selected])
         captured = iter(selected)
     else:
-        tolerances = _tolerances(relative_tolerance, _linear_layers(model, layers))
         batches = _batches(calibration)
-        captured = _capture(model, batches, layers, activations)
+        records, _ = _record(model, batches, layers, activations)
+        tolerances = _tolerances(relative_tolerance, list(records))
+        captured = _captured_one_by_one(records, activations)
 
-    compressed = copy.deepcopy(model)
-    measured: list[_Measured] = []
+    compressed = copied(model)
+    measured: list[MeasuredLayer] = []
     known = {}
     adjacent: list[tuple[str, str]] = []
     captured = _noting_adjacent(captured, adjacent)
@@ -321,7 +363,14 @@ def compress_layers(
         if drop_unused:
             captured = (_on_used_inputs(layer, known[layer.name], ridge) for layer in captured)
         solutions = _solve_in_cascade(
-            *(captured, tolerances, solve, lambda: compressed, batches, known, cascade_bound)
+            captured,
+            tolerances,
+            solve,
+            model,
+            lambda: compressed,
+            batches,
+            known,
+            cascade_bound,
         )
     elif drop_unused:
         solutions = ((layer, tolerances[layer.name], known[layer.name]) for layer in captured)
@@ -335,9 +384,12 @@ def compress_layers(
             solved = solved.result
         original = compressed.get_submodule(layer.name)
         replacement = _stored(original, layer, solved, store)
-        measured.append(_measure(replacement, layer, tolerances[layer.name], bound, solved))
+        own = replacement
+        if replacement is original and not is_plain(original):
+            own = _whole(original, layer)
+        measured.append(_measure(own, layer, tolerances[layer.name], bound, solved))
         compressed = replace_layer(compressed, layer.name, replacement)
-        report = measured[-1].report(replacement)
+        report = measured[-1].report(own)
         log.info(
             "%s: %s, %d of %d weights, error %.4f, gap %.1e, violation %.1e, %d iterations, %.1f s",
             *(layer.name, report.form, report.parameters_kept, report.parameters_dense),
@@ -346,13 +398,7 @@ def compress_layers(
         )
         if on_layer is not None:
             on_layer(report)
-    pairs = [
-        pair
-        for pair in adjacent
-        if any(_has_dead(compressed, each) for each in adjacent)
-        and feeds_only(model, *pair, next(each for each in batches if len(each)))
-    ]
-    unread = remove_dead_weights(compressed, pairs, batches)
+    unread = _remove_dead(model, compressed, adjacent, batches)
     return CompressionResult(
         compressed,
         tuple(
@@ -382,8 +428,29 @@ def _is_input_of(layer: CapturedLayer, following: CapturedLayer) -> bool:
     return targets.shape == inputs.shape and torch.equal(targets, inputs)
 
 
-def _has_dead(model: nn.Module, pair: tuple[str, str]) -> bool:
-    return has_dead_weights(*(model.get_submodule(name) for name in pair))
+def _remove_dead(
+    model: nn.Module,
+    compressed: nn.Module,
+    adjacent: Sequence[tuple[str, str]],
+    batches: Sequence[Tensor],
+) -> dict[str, Tensor]:
+    """Remove what is dead in compressed layers, where trying it out shows that nothing reads it.
+
+    Returns by layer which outputs nothing reads any longer, see `ddlr.dead_weights`.
+    """
+    layers = {name: compressed.get_submodule(name) for pair in adjacent for name in pair}
+    pairs = [pair for pair in adjacent if all(_has_own_weights(layers[name]) for name in pair)]
+    if not any(has_dead_weights(layers[one], layers[other]) for one, other in pairs):
+        return {}
+    pairs = [pair for pair in pairs if feeds_only(model, *pair, batches)]
+    pairs = [
+        pair for pair in pairs if not any(shares_with(compressed, layers[name]) for name in pair)
+    ]
+    return remove_dead_weights(compressed, pairs, batches)
+
+
+def _has_own_weights(layer: nn.Module) -> bool:
+    return isinstance(layer, LowRankLinear) or is_plain(layer)
 
 
 def _tolerances(
@@ -391,54 +458,209 @@ def _tolerances(
 ) -> dict[str, float]:
     """The bound of each layer by its name."""
     if not isinstance(relative_tolerance, Mapping):
-        given = {"relative_tolerance": relative_tolerance}
-        tolerances = dict.fromkeys(names, relative_tolerance)
-    else:
-        given = {f"relative_tolerance[{name!r}]": x for name, x in relative_tolerance.items()}
-        tolerances = relative_tolerance
-    if set(tolerances) != set(names):
+        relative_tolerance = dict.fromkeys(names, relative_tolerance)
+    if set(relative_tolerance) != set(names):
         raise ValueError(
-            f"relative_tolerance is for {sorted(tolerances)}; it must have a number for each of "
-            f"the layers {list(names)}"
+            f"relative_tolerance is for {sorted(relative_tolerance)}; it must have a number for "
+            f"each of the layers {list(names)}"
         )
+    return {name: float(relative_tolerance[name]) for name in names}
+
+
+def _check_tolerances(relative_tolerance: float | Mapping[str, float]) -> None:
+    given = {"relative_tolerance": relative_tolerance}
+    if isinstance(relative_tolerance, Mapping):
+        given = {f"relative_tolerance[{name!r}]": x for name, x in relative_tolerance.items()}
     for what, value in given.items():
         if not (isinstance(value, int | float) and value >= 0):
             raise ValueError(f"{what} is {value!r}; it must be a number from 0 upwards")
-    return {name: float(tolerances[name]) for name in names}
 
 
 def _batches(calibration: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:
     if isinstance(calibration, Tensor):
         calibration = calibration.split(_CALIBRATION_BATCH)
-    return tuple(calibration)
+    with random_state_kept():  # a loader that shuffles draws from it
+        return tuple(calibration)
+
+
+@dataclass
+class _Recorded:
+    """A layer that was recorded: `refused` says why it can not be compressed."""
+
+    layer: nn.Linear
+    record: LayerRecord
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    route: Route = ()
+    refused: str = ""
 
 
 def _capture(
     model: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
+    batches: Sequence[Tensor],
     layers: Sequence[str] | None,
     activations: Mapping[str, str] | None,
+) -> tuple[list[CapturedLayer], tuple[Trace, ...]]:
+    recorded, traces = _record(model, batches, layers, activations)
+    return list(_captured_one_by_one(recorded, activations)), traces
+
+
+def _captured_one_by_one(
+    recorded: dict[str, _Recorded], activations: Mapping[str, str] | None
 ) -> Iterator[CapturedLayer]:
-    """Run the network, then give its layers one at a time, so that each can be let go of."""
+    """Layers that were recorded, one at a time, so that each can be let go of."""
+    for name in list(recorded):
+        one = recorded.pop(name)
+        activation = (activations or {}).get(name, one.record.activation)
+        yield _captured_layer(name, one, activation)
+
+
+def _record(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    layers: Sequence[str] | None,
+    activations: Mapping[str, str] | None,
+) -> tuple[dict[str, _Recorded], tuple[Trace, ...]]:
+    """Run the network, and find out about its layers what `capture_layers` says.
+
+    Returns the layers that can be compressed, in the order in which they are called first, and a
+    trace of the network for each batch that has samples.
+    """
     names = _linear_layers(model, layers)
     activations = dict(activations or {})
     _check_activations(activations, names)
+    check_model(model, names)
     _check_weights(model, names)
-    if isinstance(calibration, Tensor):
-        calibration = _batches(calibration)
-    with capture(model, names) as records:
-        run_batches(model, calibration)
-    for name in names:
-        record = records.pop(name)
-        if not record.called:
-            raise ValueError(f"layer {name!r} was not called; leave it out of layers")
-        activation = activations.get(name, record.activation)
-        yield _captured_layer(name, model.get_submodule(name), record, activation)
+    samples = list(checked(batches))
+    recorded = _run(model, names, samples)
+    for one in recorded.values():
+        if not one.record.called:
+            one.refused = (
+                "was not called by any calibration sample (if it should have been, then its weight "
+                "is read in another way, or torch.compile passes over it)"
+            )
+        elif not one.refused and (other := shares_with(model, one.layer)):
+            one.refused = f"shares its weight with {other!r}"
+    traces = _try_out(model, _usable(recorded), samples, activations)
+    kept = _usable(recorded)
+    refused = {name: one.refused for name, one in recorded.items() if one.refused}
+    if refused:
+        told = "; ".join(
+            f"layer {', '.join(repr(name) for name in refused if refused[name] == why)} {why}"
+            for why in dict.fromkeys(refused.values())
+        )
+        if layers is not None or not kept:
+            can = f"; those that can be compressed are {list(kept)}" if kept else ""
+            raise ValueError(f"{told}; leave such out of layers{can}")
+        warnings.warn(f"left as it is, and not compressed: {told}", stacklevel=4)
+    return kept, traces
 
 
-def _captured_layer(
-    name: str, layer: nn.Linear, record: LayerRecord, activation: str
-) -> CapturedLayer:
+def _usable(recorded: dict[str, _Recorded]) -> dict[str, _Recorded]:
+    """Those that nothing speaks against, by their first call."""
+    usable = [(name, one) for name, one in recorded.items() if not one.refused]
+    return dict(sorted(usable, key=lambda item: item[1].record.place))
+
+
+def _run(model: nn.Module, names: Sequence[str], samples: Sequence[Tensor]) -> dict[str, _Recorded]:
+    """Run all batches, and record the layers, with the weights that they had in the passes."""
+    with capture(model, names, decide=False) as records:
+        recorded = {
+            name: _Recorded(model.get_submodule(name), record) for name, record in records.items()
+        }
+
+        def check(one: _Recorded) -> Callable:
+            def hook(layer, arguments, keywords, output):
+                if one.refused:
+                    return
+                if one.weight is None:
+                    # Cloned: the owner may train the layer further.
+                    weight, bias = _weight_and_bias(layer)
+                    one.weight, one.bias = weight.clone(), bias.clone()
+                if "forward" in vars(layer) or not is_linear_map(
+                    layer, given_to(arguments, keywords), output
+                ):
+                    one.refused = (
+                        f"is a {type(layer).__name__} whose forward pass is not just "
+                        "inputs @ weight.T + bias"
+                    )
+
+            return hook
+
+        hooks = [
+            (one.layer.register_forward_hook, check(one), {"with_kwargs": True, "prepend": True})
+            for one in recorded.values()
+        ]
+        with hooked(*hooks), noting_routes(model, names) as routes, untouched(model) as device:
+            for batch in samples:
+                with routes.batch():
+                    model(batch.to(device, copy=True))
+    for name, one in recorded.items():
+        one.route = routes.to(name)
+    return recorded
+
+
+def _try_out(
+    model: nn.Module,
+    recorded: dict[str, _Recorded],
+    samples: Sequence[Tensor],
+    activations: Mapping[str, str],
+) -> tuple[Trace, ...]:
+    """Try each layer's ReLU, and whether what takes its place is all that reads its weights."""
+    names = traced_modules(model, list(recorded))
+    relus = {name: one.record for name, one in recorded.items() if name not in activations}
+    with untouched(model) as device:
+        traces = tuple(try_relu(model, relus, (batch.to(device),), {}, names) for batch in samples)
+    together = _why_not_replaced(model, list(recorded), samples, names)
+    if together:
+        # Beside a plain copy, since it may be the copying that fails for one of them.
+        for name, one in recorded.items():
+            one.refused = _why_not_replaced(copied(model), [name], samples, names)
+        if not any(one.refused for one in recorded.values()):
+            for one in recorded.values():
+                one.refused = together
+    return traces
+
+
+def _why_not_replaced(
+    model: nn.Module, layers: Sequence[str], samples: Sequence[Tensor], names: Sequence[str]
+) -> str:
+    """Why layers can not be replaced, if stand-ins for them do not act as they do; or ""."""
+    if not layers:
+        return ""
+    with random_state_kept():
+        twin = copied(model)
+        standing = {}
+        for layer in layers:
+            standing[layer] = StandIn(twin.get_submodule(layer))
+            twin = replace_layer(twin, layer, standing[layer])
+
+    with untouched(model) as device, untouched(twin):
+        for batch in (batch.to(device) for batch in samples):
+
+            def run(model: nn.Module, batch: Tensor = batch) -> Trace:
+                with random_state_kept():
+                    return trace(model, names, (batch,), {})
+
+            with capture(model, layers, decide=False) as records:
+                before = run(model)
+            if not all(record.called for record in records.values()):
+                return _NOT_REPLACED  # by a copy, while the model does call them
+            for layer, stand_in in standing.items():
+                stand_in.outputs = list(map(records[layer].output, range(records[layer].calls)))
+            try:
+                same = run(twin) == before
+            except Exception as error:
+                return f"can not be replaced in a copy of the model: {error}"
+            if not same or any(stand_in.outputs for stand_in in standing.values()):
+                if run(model) != before:
+                    return ""  # no two passes are equal, so nothing can be found out
+                return _NOT_REPLACED
+    return ""
+
+
+def _captured_layer(name: str, recorded: _Recorded, activation: str) -> CapturedLayer:
+    record = recorded.record
     # Half precision is for inference; the solve needs more.
     dtype = torch.promote_types(record.inputs.dtype, torch.float32)
     inputs, targets = record.inputs.to(dtype), record.outputs.to(dtype)
@@ -448,8 +670,9 @@ def _captured_layer(
         check_problem(inputs, targets, tolerance=1.0, max_iterations=1)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
-    weight, bias = _weight_and_bias(layer)
-    return CapturedLayer(name, inputs, targets, activation, weight.to(dtype), bias.to(dtype))
+    weight, bias = recorded.weight.to(dtype), recorded.bias.to(dtype)
+    route = recorded.route
+    return CapturedLayer(name, inputs, targets, activation, weight, bias, route=route)
 
 
 def _weight_and_bias(layer: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -466,19 +689,103 @@ def _select(
     """The captured layers of the given names, after a check that they are this model's."""
     if activations is not None:
         raise ValueError("activations were settled by capture_layers; give them there")
-    names = [layer.name for layer in captured.layers] if layers is None else list(layers)
-    selected = list(captured.only(_linear_layers(model, names)).layers)
-    for layer in selected:
-        for kept, now in zip(
-            (layer.weight, layer.bias),
-            _weight_and_bias(model.get_submodule(layer.name)),
-            strict=True,
-        ):
-            if not torch.equal(kept, now.to(kept)):
-                raise ValueError(
-                    f"layer {layer.name!r} was captured with other weights; capture anew"
-                )
-    return selected
+    names = [layer.name for layer in captured.layers] if layers is None else layers
+    selected = captured.only(_linear_layers(model, names))
+    _check_fit(model, selected)
+    return list(selected.layers)
+
+
+def _check_fit(model: nn.Module, captured: CapturedLayers) -> None:
+    """Refuse a capture that is not of this network as it is now, by one pass over its batches.
+
+    Raises
+    ------
+    ValueError
+        If a layer has other weights or shapes, is given other inputs, or is read in another way.
+    """
+    names = [layer.name for layer in captured.layers]
+    check_model(model, names)
+    samples = list(checked(captured.batches))
+    off = {name: torch.zeros(2, dtype=torch.float64) for name in names}
+    places = dict.fromkeys(names, 0)
+    wrong: dict[str, str] = {}
+
+    def compare(layer: CapturedLayer) -> Callable:
+        def hook(module, arguments, keywords, _output):
+            inputs = given_to(arguments, keywords).detach().flatten(0, -2)
+            place = places[layer.name]
+            places[layer.name] += len(inputs)
+            kept = layer.inputs[place : place + len(inputs)]
+            weight, bias = _weight_and_bias(module)
+            if not (_equal(layer.weight, weight) and _equal(layer.bias, bias)):
+                wrong.setdefault(layer.name, "was captured with other weights")
+            elif kept.shape != inputs.shape:
+                wrong.setdefault(layer.name, "was captured on other inputs")
+            elif layer.name not in wrong:
+                moved = torch.linalg.vector_norm(kept - inputs.to(kept)).double()
+                size = torch.linalg.vector_norm(kept).double()
+                off[layer.name] += torch.stack([moved, size]).cpu() ** 2
+
+        return hook
+
+    modules = traced_modules(model, [layer.name for layer in captured.layers])
+    traces = []
+    with untouched(model) as device:
+        hooks = [
+            (
+                *(model.get_submodule(layer.name).register_forward_hook, compare(layer)),
+                {"with_kwargs": True, "prepend": True},
+            )
+            for layer in captured.layers
+        ]
+        with hooked(*hooks):
+            for batch in samples:
+                try:
+                    traces.append(trace(model, modules, (batch.to(device),), {}))
+                except Exception as error:
+                    raise ValueError(
+                        f"the network can not run on the batches of its capture: {error}"
+                    ) from error
+    for layer in captured.layers:
+        moved, size = off[layer.name].sqrt().tolist()
+        within = _FITS if torch.finfo(_dtype(model, layer.name)).bits >= 32 else _FITS_HALF
+        if places[layer.name] != len(layer.inputs) or not moved <= within * size:
+            wrong.setdefault(layer.name, "was captured on other inputs")
+        if layer.name in wrong:
+            raise ValueError(f"layer {layer.name!r} {wrong[layer.name]}; capture anew")
+    if captured.traces is not None and captured.traces != tuple(traces):
+        _check_activations_again(model, captured, samples)
+
+
+def _dtype(model: nn.Module, name: str) -> torch.dtype:
+    return next(model.get_submodule(name).parameters()).dtype
+
+
+def _equal(kept: Tensor, now: Tensor) -> bool:
+    return kept.shape == now.shape and torch.equal(kept, now.to(kept))
+
+
+def _check_activations_again(
+    model: nn.Module, captured: CapturedLayers, samples: Sequence[Tensor]
+) -> None:
+    """After a change that a layer is not reached by: whether it is still read as it was."""
+    decided = [
+        layer
+        for layer in captured.layers
+        if layer.activation == "relu" and layer.name not in captured.activations_given
+    ]
+    if not decided:
+        return
+    with untouched(model) as device:
+        records = {layer.name: LayerRecord() for layer in decided}
+        for batch in samples:
+            try_relu(model, records, (batch.to(device),), {})
+    for name, record in records.items():
+        if record.refuted:
+            raise ValueError(
+                f"layer {name!r} was captured with a ReLU behind it, which is not so now; "
+                "capture anew"
+            )
 
 
 def _solve_all(
@@ -518,6 +825,7 @@ def _solve_in_cascade(
     captured: Iterator[CapturedLayer],
     tolerances: Mapping[str, float],
     solve: Callable[[LayerProblem], SolverResult],
+    model: nn.Module,
     compressed_so_far: Callable[[], nn.Module],
     batches: Iterable[Tensor],
     known: Mapping[str, SolverResult | ConvergenceError | None],
@@ -528,6 +836,18 @@ def _solve_in_cascade(
     `known` has solutions on the original inputs, for the first layer.
     """
     original_inputs = True
+    captured = _with_routes(model, list(captured), batches)
+    for index, layer in enumerate(captured):
+        later = [each.name for each in captured[index:] if tolerances[each.name]]
+        if (
+            layer.name in later
+            and called_several_times(layer.route)
+            and reaches(model, later, layer.name, list(checked(batches)))
+        ):
+            raise ValueError(
+                f"layer {layer.name!r} is called several times in a pass, and what it is given "
+                "then depends on how it, or a layer after it, is compressed; use order='parallel'"
+            )
     for layer in captured:
         bound = tolerances[layer.name]
         if not bound:
@@ -577,12 +897,15 @@ def is_all_that_reads(
 ) -> bool:
     """Whether one layer has another's outputs for its inputs, as they are, and nothing else does.
 
-    On the calibration samples, see `ddlr.capture.feeds_only`.
+    On all calibration samples, see `ddlr.capture.feeds_only`. The answer is kept with the layer,
+    since a captured layer is of one network.
     """
-    if not _is_input_of(layer, following):
-        return False
-    batch = next(each for each in batches if len(each))
-    return feeds_only(model, layer.name, following.name, batch)
+    known = vars(layer).setdefault("sole_readers", {})
+    if following.name not in known:
+        known[following.name] = _is_input_of(layer, following) and feeds_only(
+            model, layer.name, following.name, batches
+        )
+    return known[following.name]
 
 
 def _used_inputs(layer: CapturedLayer, solutions: Mapping) -> Tensor:
@@ -623,12 +946,51 @@ def _on_used_inputs(
     return changed
 
 
+def _with_routes(
+    model: nn.Module, captured: Sequence[CapturedLayer], batches: Iterable[Tensor]
+) -> list[CapturedLayer]:
+    """The layers with their routes in the original network, by a pass where they are not known."""
+    if all(layer.route is not None for layer in captured):
+        return list(captured)
+    names = [layer.name for layer in captured]
+    with noting_routes(model, names) as routes, untouched(model) as device:
+        for batch in checked(batches):
+            with routes.batch():
+                model(batch.to(device, copy=True))
+    known = []
+    for layer in captured:
+        known.append(dataclasses.replace(layer, route=routes.to(layer.name)))
+        vars(known[-1])["live_inputs"] = layer.live_inputs  # the inputs are the same
+    return known
+
+
 def _with_inputs_of(
     model: nn.Module, layer: CapturedLayer, batches: Iterable[Tensor]
 ) -> CapturedLayer:
-    with capture(model, [layer.name]) as records:
-        run_batches(model, batches)
-    inputs = records[layer.name].inputs.to(layer.inputs.dtype)
+    """The layer with the inputs that another network gives it.
+
+    Raises
+    ------
+    ValueError
+        If they are not of the same samples, row by row.
+    """
+    names = [layer.name]
+    with (
+        capture(model, names, decide=False) as records,
+        noting_routes(model, names) as routes,
+        untouched(model) as device,
+    ):
+        for batch in checked(batches):
+            with routes.batch():
+                model(batch.to(device, copy=True))
+    record = records[layer.name]
+    inputs = record.inputs.to(layer.inputs.dtype) if record.called else layer.inputs[:0]
+    route = routes.to(layer.name)
+    if len(inputs) != len(layer.inputs) or layer.route not in (None, route):
+        raise ValueError(
+            f"layer {layer.name!r} is given other samples, or in another order, once layers before "
+            "it are compressed (as in a mixture of experts); use order='parallel'"
+        )
     return dataclasses.replace(layer, inputs=inputs)
 
 
@@ -682,118 +1044,40 @@ def _stored(
     if solved is not None:
         bias = _embed(solved.bias[:, None], live_out)[:, 0]
         layer = store(_embed(solved.weight, live_out, live_in), bias)
+    like = next(original.parameters())
     if layer is None:
-        layer = copy.deepcopy(original)
+        layer = copy.deepcopy(original) if is_plain(original) else _whole(original, captured)
         with torch.no_grad():
             layer.weight.mul_(live_out[:, None] & live_in)
             if layer.bias is not None:
                 layer.bias.mul_(live_out)
-    return layer.to(original.weight)
+    return layer.to(like)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A compressed layer's errors on its calibration samples, output by output, and its solve.
-
-    Attributes
-    ----------
-    errors, deviations : Tensor, shape (out_features,)
-        Squared norms over the samples: of the output's error, and of D.
-    targets : Tensor, shape (out_features,)
-        Squared norms of the outputs that the bound is about, 0 for all others.
-    whole : Tensor, shape (out_features,)
-        Squared norms of the original outputs.
-    live_in : Tensor, shape (in_features,)
-    """
-
-    name: str
-    activation: str
-    relative_tolerance: float
-    relative_bound: float
-    solved: SolverResult | None
-    errors: Tensor
-    deviations: Tensor
-    targets: Tensor
-    whole: Tensor
-    live_in: Tensor
-
-    def unread(self, removed: Tensor | None) -> Tensor:
-        """Which outputs nothing reads: left out of the bound, or removed afterwards."""
-        dropped = (self.whole > 0) & (self.targets == 0)
-        return dropped if removed is None else dropped | removed.to(dropped.device)
-
-    def report(self, layer: nn.Module, removed: Tensor | None = None) -> LayerReport:
-        """The report on the layer as it is stored, some of its outputs being removed."""
-        unread, solved = self.unread(removed), self.solved
-        size = layer_size(layer)
-        return LayerReport(
-            name=self.name,
-            in_features=layer.in_features,
-            out_features=layer.out_features,
-            activation=self.activation,
-            form=size.form,
-            rank=numerical_rank(layer.weight),
-            nonzeros=int((layer.weight != 0).sum()),
-            parameters_kept=size.parameters,
-            parameters_dense=layer.in_features * layer.out_features,
-            bytes_stored=size.bytes,
-            relative_tolerance=self.relative_tolerance,
-            relative_bound=self.relative_bound,
-            status=solved.status if solved else SolverStatus.UNCHANGED,
-            relative_gap=solved.relative_gap if solved else math.nan,
-            shortfall=solved.shortfall if solved else math.nan,
-            iterations=solved.iterations if solved else 0,
-            seconds=solved.seconds if solved else 0.0,
-            outputs_dropped=int((unread & (self.whole > 0)).sum()),
-            inputs_dropped=int((self.live_in & ~(layer.weight != 0).any(dim=0)).sum()),
-            # The original layer is what it is, also where its outputs are those of other inputs.
-            **self.error_measures(unread) | ({} if solved else {"violation": 0.0}),
-        )
-
-    def error_measures(self, unread: Tensor) -> dict[str, float]:
-        """The errors that a report has, over the outputs that something reads and over all."""
-        norm, whole = (each.sum().sqrt().item() for each in (self.targets, self.whole))
-        error = self.errors[~unread].sum().sqrt().item()
-        every = torch.where(unread, self.whole, self.errors).sum().sqrt().item()
-        deviation = self.deviations[~unread].sum().sqrt().item()
-        violation = relative_violation(deviation, self.relative_bound * norm, norm)
-        return {
-            "relative_error": error / norm if norm else error,
-            "relative_error_all": every / whole if whole else every,
-            "violation": violation,
-        }
+def _whole(original: nn.Linear, captured: CapturedLayer) -> nn.Linear:
+    """The layer with a weight of its own, where it computes it from others."""
+    bias = None if original.bias is None else captured.bias
+    return store_linear(captured.weight, bias).to(next(original.parameters()))
 
 
-@torch.no_grad()
 def _measure(
     layer: nn.Module,
     captured: CapturedLayer,
     relative_tolerance: float,
     relative_bound: float,
     solved: SolverResult | None,
-) -> _Measured:
+) -> MeasuredLayer:
     """Measure the layer as it is stored. Without a solve the layer is the original one."""
-    inputs, targets = captured.inputs, captured.targets
-    outputs = OutputSet(targets, 0.0, captured.activation, "hinge")
-    produced = layer(inputs.to(layer.weight)).to(inputs.dtype)
-    final = produced.relu() if captured.activation == "relu" else produced
-    whole = targets if captured.whole_targets is None else captured.whole_targets
-    return _Measured(
+    original = captured.targets if captured.whole_targets is None else captured.whole_targets
+    return MeasuredLayer(
         captured.name,
         captured.activation,
         float(relative_tolerance),
         float(relative_bound),
         solved,
-        errors=_column_squares(final - targets),
-        deviations=_column_squares(outputs.deviation(produced)),
-        targets=_column_squares(targets),
-        whole=_column_squares(whole),
-        live_in=captured.live_in,
+        layer_errors(layer, captured.inputs, captured.targets, original, captured.activation),
+        captured.live_in,
     )
-
-
-def _column_squares(values: Tensor) -> Tensor:
-    return values.square().sum(dim=0, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -810,20 +1094,50 @@ def measured_again(result: CompressionResult, captured: CapturedLayers) -> Compr
         if result.drops_unused:
             layer = _with_targets(layer, layer.targets * ~unread)
         found = _measure(stored, layer, report.relative_tolerance, report.relative_bound, None)
-        reports.append(dataclasses.replace(report, **found.error_measures(unread)))
+        measures = found.errors.measures(unread, report.relative_bound)
+        reports.append(dataclasses.replace(report, **measures))
     return dataclasses.replace(result, layers=tuple(reports))
 
 
 def _linear_layers(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """Names of the model's linear layers, or those that are given, each module under one name."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if layers is None:
         if not linear:
             raise ValueError("the model has no nn.Linear layer to compress")
         return linear
+    layers = _distinct(layers)
+    if not layers:
+        raise ValueError("layers is empty; name at least one layer, or leave it out for all")
+    first_names = {module: name for name, module in model.named_modules()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = []
     for name in layers:
-        if name not in linear:
+        if not isinstance(modules.get(name), nn.Linear):
             raise ValueError(f"layer {name!r} is not an nn.Linear of the model: {linear}")
-    return list(layers)
+        names.append(first_names[modules[name]])
+        if names.index(names[-1]) < len(names) - 1:
+            raise ValueError(
+                f"layers has {layers[names.index(names[-1])]!r} and {name!r}, which are one layer "
+                "under two names; give one of them"
+            )
+    return names
+
+
+def _distinct(layers: Sequence[str]) -> list[str]:
+    """Names of layers, after a check that they are a sequence of different names."""
+    if isinstance(layers, str):
+        raise ValueError(f"layers is {layers!r}; it must be a sequence of names: [{layers!r}]")
+    try:
+        layers = list(layers)
+    except TypeError:
+        raise ValueError(f"layers is {layers!r}; it must be a sequence of names") from None
+    for index, name in enumerate(layers):
+        if not isinstance(name, str):
+            raise ValueError(f"layers has {name!r}; it must have names of layers, as strings")
+        if name in layers[:index]:
+            raise ValueError(f"layers has {name!r} twice; name each layer once")
+    return layers
 
 
 def _check_activations(activations: Mapping[str, str], names: Sequence[str]) -> None:
@@ -836,6 +1150,7 @@ def _check_activations(activations: Mapping[str, str], names: Sequence[str]) -> 
             )
 
 
+@torch.no_grad()
 def _check_weights(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         for kind, values in model.get_submodule(name).named_parameters():

@@ -6,13 +6,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ddlr.capture import outputs_of
-from ddlr.layerwise import CapturedLayers
+from ddlr.capture import capture
+from ddlr.layerwise import CapturedLayer, CapturedLayers
 from ddlr.proximal import spectral_norm
 from ddlr.result import CompressionResult, LayerReport, SolverStatus
+from ddlr.untouched import untouched
 
-# Of activations of one network that differ by rounding alone.
+# Of activations of one network in two passes, which may be rounded differently.
 _SAME = 1e-4
+_ROUNDING = 1e-5
 
 
 @torch.no_grad()
@@ -27,8 +29,11 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
     the last layer's deviation is from the compressed inputs already, and is the bound.
 
     That takes layers that follow each other with nothing but their ReLU (and dropout, which
-    evaluation leaves out) between them, up to the network's outputs. It is checked on the captured
-    activations; where it is not so, and nothing is proven, the bound is nan.
+    evaluation leaves out) between them, up to the network's outputs. It is checked in a pass of the
+    original network and in one of the compressed network, to the last bit: a path beside the layers
+    may be silent in one and not in the other. Where it is not so, the bound is nan: nothing is
+    proven. So it is in cascade order after `refit="network"`, where no layer has a bound any more,
+    and the sum would only say again what was measured.
 
     Parameters
     ----------
@@ -43,17 +48,35 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
     float
         Relative to the norm of the original outputs.
     """
-    if not _is_chain(model, result, captured):
+    names = [layer.name for layer in captured.layers]
+    if [report.name for report in result.layers] != names:
+        return math.nan
+    in_cascade = result.order == "cascade"
+    if in_cascade and any(report.status is SolverStatus.REFITTED for report in result.layers):
+        return math.nan
+    original = _chain(model, captured)
+    compressed = _chain(result.model, captured)
+    if original is None or compressed is None or not _start_alike(original, compressed, captured):
         return math.nan
     total = 0.0
-    for report, layer in zip(result.layers, captured.layers, strict=True):
+    for index, (report, layer) in enumerate(zip(result.layers, captured.layers, strict=True)):
         norm = torch.linalg.vector_norm(layer.targets).item()
+        solved_on_compressed = in_cascade and report.status is not SolverStatus.UNCHANGED
+        stored = result.model.get_submodule(report.name)
+        if solved_on_compressed:
+            produced = compressed[index][1]
+        else:
+            inputs = layer.inputs.to(stored.weight)
+            produced = _activated(stored.forward(inputs), layer)
+        moved = (produced.to(layer.targets) - layer.targets) * _read(result, names, index)
+        measured = torch.linalg.vector_norm(moved).item()
         own = _deviation(report) * norm
-        if result.order == "cascade" and report.status is not SolverStatus.UNCHANGED:
+        if measured > own + _ROUNDING * norm:  # the layer is not the one of the report any more
+            own = measured
+        if solved_on_compressed:
             total = own
-            continue
-        weight = result.model.get_submodule(report.name).weight
-        total = total * spectral_norm(weight.detach()) + own
+        else:
+            total = total * spectral_norm(stored.weight.detach()) + own
     return total / norm if norm else math.nan
 
 
@@ -63,13 +86,60 @@ def _deviation(report: LayerReport) -> float:
     return bound + report.violation * (bound or 1.0)
 
 
-def _is_chain(model: nn.Module, result: CompressionResult, captured: CapturedLayers) -> bool:
+def _read(result: CompressionResult, names: list[str], index: int) -> Tensor | float:
+    """Which outputs of a layer the next one has weights for."""
+    if index + 1 == len(names):
+        return 1.0
+    return (result.model.get_submodule(names[index + 1]).weight != 0).any(dim=0)
+
+
+def _chain(network: nn.Module, captured: CapturedLayers) -> list[tuple[Tensor, Tensor]] | None:
+    """Inputs and activated outputs of a network's layers, if each has just those of the last one.
+
+    None where they are not a chain up to the network's outputs.
+    """
     layers = captured.layers
-    if [report.name for report in result.layers] != [layer.name for layer in layers]:
-        return False
-    if not all(_same(before.targets, after.inputs) for before, after in pairwise(layers)):
-        return False
-    return _same(layers[-1].targets, outputs_of(model, captured.batches))
+    outputs = []
+    with (
+        capture(network, [layer.name for layer in layers], decide=False) as records,
+        untouched(network) as device,
+    ):
+        for batch in captured.batches:
+            if len(batch):
+                outputs.append(network(batch.to(device, copy=True)))
+    if not all(isinstance(each, Tensor) for each in outputs):
+        return None
+    if not all(record.called for record in records.values()):
+        return None
+    passed = [
+        (records[layer.name].inputs, _activated(records[layer.name].outputs, layer))
+        for layer in layers
+    ]
+    for (_, before), (after, _) in pairwise(passed):
+        if not (before.shape == after.shape and torch.equal(before, after)):
+            return None
+    last = passed[-1][1]
+    if any(each.shape[-1:] != last.shape[-1:] for each in outputs):
+        return None
+    given = torch.cat([each.flatten(0, -2) for each in outputs])
+    return passed if given.shape == last.shape and torch.equal(given, last) else None
+
+
+def _activated(outputs: Tensor, layer: CapturedLayer) -> Tensor:
+    return outputs.relu() if layer.activation == "relu" else outputs
+
+
+def _start_alike(
+    original: list[tuple[Tensor, Tensor]],
+    compressed: list[tuple[Tensor, Tensor]],
+    captured: CapturedLayers,
+) -> bool:
+    """Whether both begin with the same inputs, and the original does what was captured."""
+    return _same(original[0][0], compressed[0][0]) and all(
+        _same(layer.inputs, inputs.to(layer.inputs))
+        and _same(layer.targets, outputs.to(layer.targets))
+        for layer, (inputs, outputs) in zip(captured.layers, original, strict=True)
+    )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

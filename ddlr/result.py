@@ -164,7 +164,7 @@ class GoalReport:
         Networks that were made and measured.
     output_error, output_bound : float
         ||outputs - original outputs||_F / ||original outputs||_F on the calibration inputs, and the
-        bound that is proven for it, see `ddlr.output_bound`.
+        bound that is proven for it; nan where none is, see `ddlr.output_bound`.
     """
 
     name: str

@@ -44,7 +44,7 @@ def activations(model: nn.Module) -> tuple[str, str]:
         (lambda x: x, "none"),
         (nn.GELU(), "none"),
         (nn.LeakyReLU(), "none"),
-        (lambda x: nn.functional.pad(x.relu()[:, 1:], (0, 1)), "none"),
+        (lambda x: nn.functional.pad(x.relu()[:, 1:], (0, 1)), "relu"),
         (nn.Sequential(nn.BatchNorm1d(6), nn.ReLU()), "none"),
         (lambda x: x.abs(), "none"),
     ],

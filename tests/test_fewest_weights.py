@@ -427,7 +427,7 @@ INPUTS = torch.randn(200, 4, generator=GENERATOR) @ torch.randn(4, 12, generator
 @pytest.mark.parametrize("path", [*ALONE, *OTHERWISE])
 def test_whether_one_layer_alone_is_reached_is_found_out(path):
     model = Joined({**ALONE, **OTHERWISE}[path])
-    assert feeds_only(model, "first", "second", INPUTS) == (path in ALONE)
+    assert feeds_only(model, "first", "second", [INPUTS]) == (path in ALONE)
     assert model.training  # as it was, and without a hook
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

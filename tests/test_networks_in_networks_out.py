@@ -163,8 +163,11 @@ def test_odd_networks(method):
     assert [report.activation for report in result.layers] == ["relu", "none"]
     assert not result.model.body["inner"].weight[0].any()
     assert result.model(INPUTS.double()).shape == (100, 5)
+    with pytest.warns(UserWarning, match="layer 'unused' was not called"):
+        result = METHODS[method](model, INPUTS.double(), relative_tolerance=0.3)
+    assert [report.name for report in result.layers] == layers
     with pytest.raises(ValueError, match="layer 'unused' was not called"):
-        METHODS[method](model, INPUTS.double(), relative_tolerance=0.3)
+        METHODS[method](model, INPUTS.double(), relative_tolerance=0.3, layers=["unused", "head"])
 
 
 def test_an_explicit_activation_overrides_what_is_found():
