@@ -19,10 +19,10 @@ def random_options(seed: int, layers: int = 4, choices: int = 4) -> dict[str, li
         f"fc{layer}": [
             Option(
                 tolerance=choice / 10,
-                parameters=whole(40, 100),
-                effect=whole(0, 8) / 8,  # some are equal
-                unread=whole(0, 5),
-                an_output=whole(1, 8),
+                parameters=whole(10, 18),
+                effect=whole(0, 8) / 8,  # some are equal, as are sizes
+                unread=whole(0, 4),
+                an_output=whole(1, 3),
             )
             for choice in range(choices)
         ]
