@@ -126,6 +126,7 @@ def test_violation_is_relative_to_the_radius_and_never_negative(case):
     exact = OutputSet(outputs.targets, 0.0, outputs.activation, outputs.constraint)
     assert exact.violation(point) == pytest.approx(miss / outputs.targets.norm().item())
     assert torch.allclose(exact.project(point), point - exact.deviation(point))
+    assert exact.kept_share(exact.bounded_square(exact.targets)) == 1  # 0 of 0 is whole
     nothing = OutputSet(torch.zeros_like(point), 0.0, outputs.activation, outputs.constraint)
     assert nothing.violation(point) == pytest.approx(nothing.deviation(point).norm().item())
 

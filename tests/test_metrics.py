@@ -115,6 +115,22 @@ def test_errors_of_layers_are_on_all_held_out_samples_and_the_original_inputs(ju
     )
 
 
+def test_of_a_layer_with_dropped_outputs_the_error_is_of_the_others_alone():
+    """Relative to what these others are in the original network."""
+    model = network()
+    captured = ddlr.capture_layers(model, images(300, seed=1))
+    split = Split(images(300, seed=2), torch.zeros(300).long())
+    dense = judge_dense(model, captured, split, split)
+    small = ddlr.compress(model, captured, method="fewest_weights", relative_tolerance=0.5)
+    stored = small.model[1]
+    given = (stored.weight != 0).any(dim=1) | (stored.bias != 0)
+    assert int((~given).sum()) == small.layers[0].outputs_dropped > 0
+    inputs = split.images.flatten(1)
+    produced, wanted = (layer(inputs).relu()[:, given] for layer in (stored, model[1]))
+    expected = relative_error(produced, wanted)
+    assert layer_errors(dense, small)[HIDDEN] == pytest.approx(expected, rel=1e-5)
+
+
 def test_accuracies_of_the_dense_network_are_of_test_and_held_out_samples():
     model, inputs = network(), images(40)
     captured = ddlr.capture_layers(model, inputs)
