@@ -76,7 +76,7 @@ def test_without_records_and_tables_nothing_is_written(tmp_path, caplog):
 
 def test_the_layers_of_a_run_keep_the_order_of_the_network(tmp_path):
     names = [f"fc{place}" for place in range(40, 0, -1)]
-    rows = [{"run": run, "seed": 0, "layer": name} for name in names for run in ("b", "a")]
+    rows = [{"run": run, "layer": name} for name in names for run in ("b", "a")]
     merge(tmp_path / "layers.csv", pd.DataFrame(rows))
     table = pd.read_csv(tmp_path / "layers.csv")
     for run in ("a", "b"):

@@ -159,13 +159,14 @@ def test_a_radius_that_is_missed_by_half_a_per_cent_is_missed(share):
 
 
 @pytest.mark.parametrize("activation", ["relu", "none"])
-@pytest.mark.parametrize("seed", range(6))
-def test_the_lowest_truncation_is_the_first_within_the_radius(seed, activation):
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_lowest_truncation_is_the_first_within_the_radius(seed, scale, activation):
     """By trying every rank from 0 upwards."""
-    scores = normal(40, 12, seed=seed) * torch.logspace(1, -1, 12, dtype=torch.float64)
+    scores = scale * normal(40, 12, seed=seed) * torch.logspace(1, -1, 12, dtype=torch.float64)
     directions = torch.linalg.qr(normal(12, 12, seed=seed + 10)).Q
-    offset = normal(12, seed=seed + 20)
-    targets = offset + scores @ directions + 0.1 * normal(40, 12, seed=seed + 30)
+    offset = scale * normal(12, seed=seed + 20)
+    targets = offset + scores @ directions + 0.1 * scale * normal(40, 12, seed=seed + 30)
     if activation == "relu":
         targets = targets.relu()
     outputs = OutputSet(targets, 0.1 * targets.norm().item(), activation, "hinge")
