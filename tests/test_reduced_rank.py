@@ -7,7 +7,7 @@ from torch import Tensor
 from ddlr import CentredInputs, ConvergenceError, WarmStart, lowest_rank, refit_low_rank
 from ddlr.constraints import OutputSet
 from ddlr.input_selection import regress_onto
-from ddlr.reduced_rank import _Whitened, lowest_truncation
+from ddlr.reduced_rank import _Fit, _Whitened, lowest_truncation
 from made_up import made_up_layer
 from nettrim import refit_sparse
 
@@ -143,6 +143,62 @@ def test_losses_count_every_sample(samples, activation):
         for each, one in ((weight, bias), (fit, shift))
     ]
     assert missed[1] < missed[0]
+
+
+@pytest.mark.parametrize("rank", [2, 6])
+def test_a_refit_begins_at_the_weight_or_at_its_best_truncation_on_the_inputs(rank):
+    inputs, targets = made_up_layer(100, 20, 6, seed=1)
+    weight, bias = normal(6, 20, seed=2), normal(6, seed=3)
+    fit, shift = refit_low_rank(inputs, targets, weight, bias, rank=rank, max_iterations=0)
+    before, after = inputs @ weight.T + bias, inputs @ fit.T + shift
+    assert torch.allclose(after.mean(dim=0), before.mean(dim=0))
+    if rank == 6:
+        assert torch.allclose(after, before)
+    # The ridge weighs as added samples do.
+    held = ridge_of(inputs, 1e-2) ** 0.5 * torch.eye(20, dtype=inputs.dtype)
+    design = torch.cat([inputs - inputs.mean(dim=0), held])
+    least = torch.linalg.svdvals(design @ weight.T)[rank:].norm()
+    assert (design @ (fit - weight).T).norm() == pytest.approx(least.item(), abs=1e-8)
+
+
+def test_the_loss_of_a_fit_is_the_error_and_the_ridges_part():
+    inputs, targets = made_up_layer(100, 20, 6, seed=1)
+    white, start = _Whitened(inputs, 0.1), normal(6, 20, seed=2)
+    outputs = OutputSet(targets, 1.0, "relu", "hinge")
+    origin = white.enter(start)
+    left, right = origin[:, :4], torch.eye(20, 4, dtype=inputs.dtype)
+    fit = _Fit(white, outputs, origin, left, right, targets.mean(dim=0))
+    for _ in range(5):
+        weight, bias = fit.answer()
+        missed = outputs.deviation(inputs @ weight.T + bias).square().sum()
+        assert fit.square == pytest.approx(missed.item())
+        held = ridge_of(inputs, 0.1) * (weight - start).square().sum()
+        assert fit.loss == pytest.approx((missed + held).item())
+        fit.step()
+
+
+def test_a_fit_is_truncated_to_what_is_nearest_of_lower_rank():
+    inputs, targets = made_up_layer(100, 20, 6, seed=1)
+    white = _Whitened(inputs, 1e-2)
+    left, right = normal(6, 5, seed=2), torch.linalg.qr(normal(20, 5, seed=3)).Q
+    outputs = OutputSet(targets, 1.0, "relu", "hinge")
+    fit = _Fit(white, outputs, left @ right.T, left, right, targets.mean(dim=0))
+    for rank in range(6):
+        lower = fit.truncated(rank)
+        assert lower.rank == rank
+        missed = (lower.left @ lower.right.T - left @ right.T).norm()
+        assert missed == pytest.approx(torch.linalg.svdvals(left)[rank:].norm().item(), abs=1e-9)
+        assert torch.allclose(lower.right.T @ lower.right, torch.eye(rank, dtype=left.dtype))
+
+
+def test_without_a_start_there_is_nothing_that_a_ridge_could_hold():
+    inputs, targets = made_up_layer(40, 12, 9, seed=0)
+    radius = 0.2 * targets.norm().item()
+    few, much = (lowest_rank(inputs, targets, radius, ridge=ridge) for ridge in (1e-6, 1e3))
+    assert torch.equal(few.weight, much.weight) and few.objective == much.objective
+    start = WarmStart(few.weight, few.bias)
+    held = lowest_rank(inputs, targets, radius, ridge=1e3, warm_start=start)
+    assert not torch.equal(held.weight, few.weight)
 
 
 @pytest.mark.parametrize("share", [0.95, 0.995])
