@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddlr import WarmStart, fewest_weights
 from ddlr.input_selection import _that_matter
 
 
@@ -51,14 +50,3 @@ def test_of_near_copies_one_stays_however_little_each_matters(seed):
     stays = _that_matter(weight, torch.linalg.inv(inputs.T @ inputs)).tolist()
     assert len(stays) == 10
     assert all(len({place, 10 + place} & set(stays)) == 1 for place in (0, 1))
-
-
-def test_an_input_that_is_always_zero_is_not_counted_where_all_others_are_needed():
-    inputs, weight, bias = normal(300, 20, seed=0), normal(12, 20, seed=1), normal(12, seed=2)
-    inputs[:, 7] = 0
-    targets = (inputs @ weight.T + bias).relu()
-    start = WarmStart(weight, bias)
-    result = fewest_weights(inputs, targets, 1e-4 * targets.norm().item(), warm_start=start)
-    used = (result.weight != 0).any(dim=0)
-    assert used.tolist() == [place != 7 for place in range(20)]
-    assert result.objective == 19 * 12
