@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddlr.constraints import OutputSet
+from ddlr.constraints import OutputSet, row_blocks
 
 cases = st.tuples(
     st.sampled_from(["net_trim", "hinge"]),
@@ -82,17 +82,61 @@ def test_net_trim_lies_inside_hinge(case):
     assert in_set(wide, narrow.project(point))
 
 
+@pytest.mark.parametrize("activation", ["relu", "none"])
 @pytest.mark.parametrize("constraint", ["net_trim", "hinge"])
-def test_best_constant_output_is_the_best(constraint):
-    outputs, _ = make(constraint, "relu", 3, 1.0)
-    best = outputs.best_constant_output()
-    least = outputs.deviation(best.expand_as(outputs.targets)).norm()
-    for step in torch.linspace(-0.3, 0.3, 7):
-        moved = (best + step).expand_as(outputs.targets)
-        if constraint == "hinge" or in_set(
-            OutputSet(outputs.targets, 99, "relu", "net_trim"), moved
-        ):
-            assert outputs.deviation(moved).norm() >= least - 1e-12
+def test_best_constant_output_is_the_best_of_those_allowed(constraint, activation):
+    """Of outputs that are on for every sample, for some and for none."""
+    generator = torch.Generator().manual_seed(3)
+    targets = torch.randn(20, 4, generator=generator, dtype=torch.float64)
+    if activation == "relu":
+        targets = targets.relu()
+        targets[:, 0] += 0.5
+        targets[:, 3] = 0
+    best = OutputSet(targets, 99.0, activation, constraint).best_constant_output()
+    for column, value in enumerate(best):
+        own = OutputSet(targets[:, [column]], 99.0, activation, constraint)
+        constants = torch.linspace(-2, 3, 1001, dtype=torch.float64)
+        allowed = [each for each in constants if in_set(own, each.expand_as(own.targets))]
+        least = min(own.deviation(each.expand_as(own.targets)).norm() for each in allowed)
+        assert in_set(own, value.expand_as(own.targets))
+        assert own.deviation(value.expand_as(own.targets)).norm() <= least + 1e-12
+
+
+@given(cases, st.integers(1, 8))
+def test_blocks_of_rows_add_up_to_the_whole(case, at_once):
+    outputs, point = make(*case)
+    blocks = row_blocks(len(point), at_once)
+    assert max(len(point[rows]) for rows in blocks) <= at_once
+    assert torch.equal(torch.cat([point[rows] for rows in blocks]), point)
+    square = sum(outputs.bounded_square(point[rows], rows) for rows in blocks)
+    assert square.item() == pytest.approx(outputs.bounded_square(point).item())
+    keep = outputs.kept_share(square)
+    moved = torch.cat([outputs.displacement(point[rows], keep, rows) for rows in blocks])
+    assert torch.allclose(point - moved, outputs.project(point))
+    nearest = torch.cat([outputs.nearest(point[rows], rows) for rows in blocks])
+    assert torch.allclose(nearest, point - outputs.deviation(point))
+
+
+@given(cases)
+def test_violation_is_relative_to_the_radius_and_never_negative(case):
+    outputs, point = make(*case)
+    miss = outputs.deviation(point).norm().item()
+    assert outputs.violation(point) == pytest.approx(max(0, miss / outputs.radius - 1))
+    assert outputs.violation(point - outputs.deviation(point)) == 0
+    exact = OutputSet(outputs.targets, 0.0, outputs.activation, outputs.constraint)
+    assert exact.violation(point) == pytest.approx(miss / outputs.targets.norm().item())
+    assert torch.allclose(exact.project(point), point - exact.deviation(point))
+    assert exact.kept_share(exact.bounded_square(exact.targets)) == 1  # 0 of 0 is whole
+    nothing = OutputSet(torch.zeros_like(point), 0.0, outputs.activation, outputs.constraint)
+    assert nothing.violation(point) == pytest.approx(nothing.deviation(point).norm().item())
+
+
+def test_a_single_negative_target_is_none_of_a_relu_layer():
+    targets = torch.ones(3, 2)
+    targets[1, 1] = -1e-3
+    with pytest.raises(ValueError, match="must not be negative"):
+        OutputSet(targets, 1.0, "relu", "hinge")
+    OutputSet(targets, 1.0, "none", "hinge")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +144,7 @@ def test_best_constant_output_is_the_best(constraint):
     [
         ((torch.ones(2, 2), -1.0, "relu", "hinge"), "radius is -1.0"),
         ((torch.ones(2, 2), float("nan"), "relu", "hinge"), "radius is nan"),
+        ((torch.ones(2, 2), float("inf"), "relu", "hinge"), "radius is inf"),
         ((torch.ones(2, 2), 1.0, "gelu", "hinge"), "activation is 'gelu'"),
         ((torch.ones(2, 2), 1.0, "relu", "ball"), "constraint is 'ball'"),
         ((-torch.ones(2, 2), 1.0, "relu", "hinge"), "must not be negative"),

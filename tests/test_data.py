@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from experiments import data
 from experiments.data import DataUnavailableError, load_dataset
@@ -31,6 +32,58 @@ def test_calibration_comes_from_train_by_seed(digits):
     assert len(drawn.flatten(1).unique(dim=0)) == 50
     train = {image.numpy().tobytes() for image in digits.train.images}
     assert all(image.numpy().tobytes() in train for image in drawn)
+
+
+def test_every_image_keeps_its_label_through_the_splits(digits):
+    bunch = load_digits()
+    labels = {
+        image.astype("float32").tobytes(): label
+        for image, label in zip(bunch.images, bunch.target, strict=True)
+    }
+    for part in (digits.train, digits.held_out, digits.test):
+        assert len(part.images) == len(part.labels) == len(part)
+        for image, label in zip((16 * part.images).numpy(), part.labels.tolist(), strict=True):
+            assert labels[image.tobytes()] == label
+
+
+@pytest.mark.parametrize("held_out", [1, 200, 1399])
+def test_what_is_held_out_is_a_random_part_and_the_rest_is_for_training(held_out, digits):
+    """The test samples stay the same; more held out are those of before and others."""
+    dataset = load_dataset("digits", "unused", held_out=held_out)
+    assert (len(dataset.train), len(dataset.held_out)) == (1400 - held_out, held_out)
+    assert torch.equal(dataset.test.images, digits.test.images)
+    own, other = (
+        {image.numpy().tobytes() for image in part.held_out.images} for part in (dataset, digits)
+    )
+    assert own <= other or other <= own
+    together = torch.cat([dataset.train.images, dataset.held_out.images]).flatten(1)
+    assert len(together.unique(dim=0)) == 1400
+
+
+def test_every_class_and_every_stretch_of_the_data_is_in_every_part(digits):
+    """The data come ordered by writer: a stretch cut off would be of other writers."""
+    place = {image.astype("float32").tobytes(): k for k, image in enumerate(load_digits().images)}
+    for part in (digits.train, digits.held_out, digits.test):
+        places = torch.tensor([place[image.tobytes()] for image in (16 * part.images).numpy()])
+        tenths = (10 * places / 1797).int().bincount(minlength=10) / len(places)
+        assert tenths.min() > 0.04
+        assert len(part.labels.unique()) == 10
+
+
+def test_calibration_samples_are_drawn_from_all_of_train_in_random_order(digits):
+    drawn = digits.calibration(1200, seed=0)
+    assert len(drawn.flatten(1).unique(dim=0)) == 1200
+    assert not torch.equal(drawn, digits.train.images)
+    assert torch.equal(digits.calibration(100, seed=0), drawn[:100])  # fewer are the first of more
+    place = {image.numpy().tobytes(): k for k, image in enumerate(digits.train.images)}
+    places = torch.tensor([place[image.numpy().tobytes()] for image in drawn[:100]])
+    assert 400 < places.double().mean() < 800
+
+
+@pytest.mark.parametrize("held_out", [0, -1, 1400])
+def test_a_split_that_leaves_a_part_empty_is_refused(held_out):
+    with pytest.raises(ValueError, match=f"held_out is {held_out}; it must be between 1 and 1399"):
+        load_dataset("digits", "unused", held_out=held_out)
 
 
 @pytest.mark.parametrize("samples", [0, -1, 1201])

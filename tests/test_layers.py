@@ -7,7 +7,7 @@ from torch import nn
 
 import ddlr
 from ddlr import LowRankLinear
-from ddlr.layers import factorise, layer_size, numerical_rank, saves_weights
+from ddlr.layers import factorise, fewest_stored, layer_size, numerical_rank, saves_weights
 from experiments.configuration import REPOSITORY
 from experiments.networks import mlp_digits
 
@@ -44,6 +44,41 @@ def test_numerical_rank_sees_through_rounding(rank, dtype):
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 80, rank, generator=generator, dtype=torch.float64)
     assert numerical_rank((left @ right.T).to(dtype)) == rank
+
+
+@pytest.mark.parametrize(
+    ("dtype", "smallest"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str
+)
+def test_numerical_rank_counts_what_is_above_rounding(dtype, smallest):
+    """A singular value ten times above the noise of the entries belongs to the weight."""
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.randn(2, 30, 4, generator=generator, dtype=torch.float64)
+    left, right = torch.linalg.qr(sides).Q
+    values = torch.tensor([1.0, 0.1, 1e-3, smallest], dtype=torch.float64)
+    for scale in (1e-6, 1.0, 1e6):
+        weight = (scale * (left * values) @ right.T).to(dtype)
+        assert numerical_rank(weight) == 4
+        one, other = factorise(weight)
+        assert one.shape[1] == len(other) == 4
+        rest = torch.linalg.matrix_norm((one @ other - weight).double(), 2)
+        assert rest <= 0.3 * smallest * scale
+    assert numerical_rank(torch.zeros(3, 5)) == numerical_rank(torch.zeros(0, 5)) == 0
+
+
+def test_factors_share_the_singular_values_evenly():
+    weight = weight_of_rank(5).double()
+    left, right = factorise(weight, rank=3)
+    roots = torch.diag(torch.linalg.svdvals(weight)[:3])
+    assert torch.allclose(left.T @ left, roots, atol=1e-9)
+    assert torch.allclose(right @ right.T, roots, atol=1e-9)
+
+
+def test_zeros_that_are_no_whole_rows_or_columns_are_part_of_the_weight():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    weight[2, 1:] = weight[:3, 4] = 0
+    left, right = factorise(weight)
+    assert torch.allclose(left @ right, weight, atol=1e-12)
 
 
 def test_removed_rows_and_columns_stay_exactly_zero_and_are_not_counted():
@@ -109,9 +144,26 @@ def test_a_hardly_sparse_weight_is_cheapest_as_a_dense_array():
     assert (size.form, size.parameters, size.bytes) == ("sparse", 29999, 4 * 30000)
 
 
+@pytest.mark.parametrize(("columns", "index_bytes"), [(256, 1), (257, 2)])
+def test_column_indices_take_a_second_byte_when_one_does_not_tell_all_columns(columns, index_bytes):
+    weight = torch.zeros(100, columns)
+    for row in range(100):
+        weight[row, torch.arange(20 * row, 20 * row + 20) * 13 % columns] = 1.0
+    assert (weight != 0).any(dim=0).all()
+    size = layer_size(linear(weight))
+    assert (size.form, size.parameters) == ("sparse", 2000)
+    assert size.bytes == 2000 * (4 + index_bytes) + 101 * 2
+
+
 def test_break_even():
     assert saves_weights(4, 10, 7)
     assert not saves_weights(5, 10, 10)
+
+
+@pytest.mark.parametrize(("rank", "stored"), [(0, 0), (2, 40), (5, 100), (7, 100)])
+def test_of_two_forms_a_layer_is_stored_in_the_smaller(rank, stored):
+    assert fewest_stored(rank, 10, 10) == stored
+    assert saves_weights(rank, 10, 10) == (stored < 100)
 
 
 @pytest.mark.parametrize("method", ["nuclear", "fewest_weights"])
@@ -141,3 +193,33 @@ def test_a_compact_copy_keeps_what_has_no_zeros_and_lone_layers():
     assert isinstance(small, ddlr.SelectedLinear) and small.layer.weight.shape == (2, 2)
     inputs = torch.rand(2, 5, 3)
     assert torch.allclose(small(inputs), model[1](inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize("low_rank", [True, False], ids=["low rank", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("inputs_gone", "outputs_gone"), [([0, 3], []), ([], [1, 4]), ([0, 3], [1, 4])], ids=str
+)
+def test_a_compact_layer_gives_what_its_layer_gives(low_rank, dtype, inputs_gone, outputs_gone):
+    generator = torch.Generator().manual_seed(0)
+    left, right, bias = (
+        torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((6, 2), (2, 5), (6,))
+    )
+    weight = left @ right
+    weight[:, inputs_gone], weight[outputs_gone] = 0, 0
+    bias[outputs_gone[:1]] = 0  # the other output is left with its bias alone
+    if low_rank:
+        layer = LowRankLinear.from_weight(weight, bias)
+    else:
+        layer = nn.Linear(5, 6, dtype=dtype)
+        layer.load_state_dict({"weight": weight, "bias": bias})
+    model = nn.Sequential(layer, nn.ReLU())
+    small = ddlr.compact(model)
+    assert model[0] is layer and isinstance(small[0], ddlr.SelectedLinear)
+    inputs = torch.randn(4, 5, generator=generator).to(dtype)
+    assert small(inputs).dtype == dtype
+    assert torch.allclose(small(inputs), model(inputs), atol=1e-6)
+    kept_in, kept_out = 5 - len(inputs_gone), 6 - len(outputs_gone[:1])
+    stored = sum(p.numel() for p in small[0].layer.parameters() if p.ndim == 2)
+    assert stored == (2 * (kept_in + kept_out) if low_rank else kept_in * kept_out)
+    assert len(small[0].layer.bias) == kept_out

@@ -196,6 +196,29 @@ def test_there_is_none_where_more_than_relu_is_between_the_layers(model, proven)
         assert math.isnan(bound)
 
 
+class Slightly(nn.Module):
+    """Passes on a little more, or less, than it gets, as a normalisation that was folded may."""
+
+    def __init__(self, more: float):
+        super().__init__()
+        self.more = more
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (1 + self.more) * inputs
+
+
+@pytest.mark.parametrize("more", [-0.05, 1e-3])
+@pytest.mark.parametrize("place", ["between", "behind"])
+def test_there_is_none_where_something_changes_activations_by_more_than_rounding(more, place):
+    if place == "between":
+        model = two_layers(nn.ReLU(), Slightly(more))
+    else:
+        model = nn.Sequential(two_layers(nn.ReLU()), Slightly(more))
+    captured = ddlr.capture_layers(model, INPUTS)
+    result = ddlr.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
+    assert math.isnan(ddlr.output_bound(model, result, captured))
+
+
 @pytest.mark.parametrize("layers", [["fc1"], ["fc1", "fc2"], ["fc1", "fc3"]], ids=str)
 def test_there_is_none_where_only_some_layers_were_captured_or_compressed(
     layers, network, captured

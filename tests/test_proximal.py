@@ -51,10 +51,57 @@ def test_dual_sizes_bring_a_matrix_into_the_dual_ball(rows, columns, seed):
     assert torch.allclose(inside.abs().amax(dim=1), torch.ones(rows, dtype=inside.dtype))
 
 
-def test_norms_agree_with_torch():
-    point = matrix(7, 5, 0)
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (1, 6), (6, 6)], ids=str)
+def test_norms_agree_with_torch(shape):
+    point = matrix(*shape, 0)
     assert spectral_norm(point) == pytest.approx(torch.linalg.matrix_norm(point, 2).item())
     assert nuclear_norm(point) == pytest.approx(torch.linalg.matrix_norm(point, "nuc").item())
+    assert NUCLEAR.value(point) == nuclear_norm(point)
+    assert L1.value(point) == pytest.approx(point.abs().sum().item())
+
+
+def with_singular_values(values: list[float], rows: int, columns: int) -> torch.Tensor:
+    left = torch.linalg.qr(matrix(rows, len(values), 1)).Q
+    right = torch.linalg.qr(matrix(columns, len(values), 2)).Q
+    return left * torch.tensor(values, dtype=torch.float64) @ right.T
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("shape", [(6, 30), (30, 6), (12, 12), (300, 200)], ids=str)
+def test_singular_values_count_down_to_a_millionth_of_the_largest_and_no_further(shape, scale):
+    """What is 0 but for rounding is left out: the terms are the rank."""
+    values = [1.0, 1e-1, 1e-3, 1e-5, 1e-6]
+    point = scale * with_singular_values(values, *shape)
+    assert NUCLEAR.terms(point) == 5
+    for rank in range(5):
+        small = scale * with_singular_values(values[rank:], *shape)
+        assert NUCLEAR.terms(small) == 5 - rank
+        # Each of them is off by less than 1e-8 of the largest.
+        miss = abs(nuclear_norm(small) - scale * sum(values[rank:]))
+        assert miss <= 5e-8 * scale * values[rank]
+    assert NUCLEAR.terms(torch.zeros(*shape)) == nuclear_norm(torch.zeros(*shape)) == 0
+
+
+def test_norms_of_single_precision_weights_are_exact_to_more_digits_than_they_have():
+    point = with_singular_values([1.0, 1e-1, 1e-2, 1e-3, 1e-4], 30, 20).float()
+    exact = torch.linalg.svdvals(point.double())
+    assert nuclear_norm(point) == pytest.approx(exact.sum().item(), rel=1e-7)
+    assert spectral_norm(point) == pytest.approx(exact[0].item(), rel=1e-12)
+    many = torch.full((1000, 1000), 0.1)
+    assert L1.value(many) == pytest.approx(1e6 * many[0, 0].item(), rel=1e-12)
+
+
+def test_terms_of_the_l1_norm_are_its_nonzeros():
+    point = matrix(5, 4, 0)
+    point[1] = point[3, 2] = 0
+    assert L1.terms(point) == 15
+
+
+def test_only_the_nuclear_norm_sees_no_rotation():
+    point, rotation = matrix(5, 4, 0), torch.linalg.qr(matrix(4, 4, 1)).Q
+    for norm in (NUCLEAR, L1):
+        same = norm.value(point @ rotation) == pytest.approx(norm.value(point))
+        assert same == norm.rotation_invariant
 
 
 def test_dtype_is_kept_and_a_large_threshold_gives_exact_zero():

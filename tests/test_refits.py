@@ -1,6 +1,7 @@
 """Refits keep the rank or the support, never lose, and find what independent methods find."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -72,6 +73,24 @@ def test_every_step_of_the_low_rank_refit_descends():
         weight, bias = fit.answer()
         assert loss(inputs, targets, weight, bias, "relu") <= fit.loss * (1 + 1e-9)
     assert all(after <= before for before, after in itertools.pairwise(losses))
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3])
+def test_a_descent_ends_with_the_first_ten_steps_that_gain_less_than_a_share(tolerance):
+    fit, *_ = fit_of_a_shrunk_weight()
+    fit.descend(tolerance, 10_000)
+    again, *_ = fit_of_a_shrunk_weight()
+    losses = [again.loss]
+    while again.iterations < fit.iterations:
+        again.step()
+        losses.append(again.loss)
+    tens = losses[::10]
+    lowered = [(before - after) / after for before, after in itertools.pairwise(tens)]
+    assert losses[-1] == tens[-1] == fit.loss
+    assert min([*lowered[:-1], math.inf]) > tolerance >= lowered[-1]
+    few, *_ = fit_of_a_shrunk_weight()
+    few.descend(0.0, 7)
+    assert few.iterations == 7
 
 
 def test_without_activation_the_low_rank_refit_is_reduced_rank_regression():

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from experiments.tables import read_table, write_table
-from experiments.targets import CIFAR10, MNIST, ONE_RANK, RANK_SEARCH, measured_targets, report
+from experiments.targets import (
+    CIFAR10,
+    MNIST,
+    ONE_RANK,
+    RANK_SEARCH,
+    SINGLE_SEED_MARGIN,
+    excess,
+    measured_targets,
+    report,
+)
 
 # Of three networks with sizes half, once and twice a given one: the middle one drops by a point.
 DROPS = (3.0, 1.0, 0.2)
@@ -263,6 +272,59 @@ def test_far_from_dense_and_outside_the_measured_sizes_nothing_is_compared():
     assert judged(what, ours, better)["measured"] == "not measured"
     elsewhere = curve("svd", 0.01, model="lenet5")
     assert judged(what, curve("lowest_rank", 0.1, model="lenet5"), elsewhere)["met"] == ""
+
+
+def accuracies(columns: dict[int, list[float]], sizes: tuple[float, ...] = (0.1, 0.2)):
+    """Of a curve at sizes, a column a seed."""
+    return pd.DataFrame(columns, index=sizes)
+
+
+DENSE = pd.Series({0: 98.0, 1: 98.0, 2: 80.0})
+
+
+def rows_of(found: pd.DataFrame) -> list[tuple]:
+    return [tuple(round(float(each), 9) for each in row) for row in found.to_numpy()]
+
+
+def test_the_excess_is_over_the_best_of_ours_and_the_margin_half_the_wider_range():
+    better = accuracies({0: [95.0, 97.0], 1: [96.0, 97.5]})
+    worse = accuracies({0: [94.0, 97.4], 1: [94.0, 97.5]})
+    baseline = accuracies({0: [95.8, 97.5], 1: [96.0, 98.3]})
+    for ours in ([("a", better), ("b", worse)], [("b", worse), ("a", better)]):
+        # At the second size `worse` is the better one; its range is narrower than the baseline's.
+        assert rows_of(excess(ours, baseline, DENSE)) == [(0.1, 0.4, 0.5, 2), (0.2, 0.45, 0.4, 2)]
+
+
+def test_an_excess_is_told_on_the_baselines_seeds_where_both_were_measured():
+    nan = float("nan")
+    ours = [("a", accuracies({0: [95.0, nan], 1: [97.0, 97.0], 2: [50.0, 97.0]}))]
+    single = accuracies({0: [95.5, 96.0]})
+    assert rows_of(excess(ours, single, DENSE)) == [(0.1, 0.5, SINGLE_SEED_MARGIN, 1)]
+    # Of two seeds the baseline lacks one at the first size, and ours one at the second.
+    pair = accuracies({0: [nan, 96.0], 1: [96.0, 96.0]})
+    assert excess(ours, pair, DENSE).empty
+    # A curve of ours that lacks a seed of the baseline's is no rival.
+    lacking = [("b", accuracies({0: [99.0, 99.0]}))]
+    both = accuracies({0: [95.5, 96.0], 1: [97.5, 96.0]})
+    assert rows_of(excess(ours + lacking, both, DENSE)) == [(0.1, 0.5, 1.0, 2)]
+    assert excess(lacking, both, DENSE).empty
+
+
+def test_where_ours_is_far_from_the_dense_networks_of_those_seeds_nothing_is_told():
+    """Near is within five points of the mean over the baseline's seeds."""
+    ours = [("a", accuracies({0: [92.9, 93.1], 1: [92.9, 93.1]}))]
+    baseline = accuracies({0: [97.0, 97.0], 1: [97.0, 97.0]})
+    assert rows_of(excess(ours, baseline, DENSE)) == [(0.2, 3.9, 0.0, 2)]
+    low = [("a", accuracies({2: [76.0, 76.0]}))]
+    assert len(excess(low, accuracies({2: [77.0, 77.0]}), DENSE)) == 2
+
+
+def test_a_size_is_at_most_where_a_single_seed_was_within_the_drop_throughout():
+    for seed in ALL_SEEDS:
+        rows = curve("lowest_rank", 0.08)
+        own = (rows["seed"] == seed) & (rows["kept_fraction"] == 0.04)
+        rows.loc[own, "accuracy_drop_held_out"] = 0.9
+        assert judged(SIZE, rows)["measured"].startswith("at most 6.67 % (4.00 to 8.00")
 
 
 # --- guarantees ------------------------------------------------------------------------------
