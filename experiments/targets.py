@@ -407,8 +407,8 @@ the test set*: the drop there, in points, at the size that held-out samples chos
 test accuracy at the same size, where ours is within {FAR_FROM_DENSE:g} points of dense; each
 baseline in each variant counts, on the seeds it was run with, and is above ours if by more than
 half the range over seeds (the larger one of the two), or {SINGLE_SEED_MARGIN:g} points where there
-is one seed. *One tolerance*: for all layers of a network; else each has its own. *Samples*, where named:
-of calibration; else {USUAL_SAMPLES}. *Ridge*, where named: of fits and refits; else
+is one seed. *One tolerance*: for all layers of a network; else each has its own. *Samples*, where
+named: of calibration; else {USUAL_SAMPLES}. *Ridge*, where named: of fits and refits; else
 {USUAL_RIDGE:g}. Baselines count at every one of both that they were run with. A *pair* is the time
 of the two matrix products of the dense layer's size that no iteration of a solver can avoid."""
 
