@@ -40,14 +40,10 @@ def fewest_weights(
     neighbours, costs a weight in each term of the rank; without it the rank may be a little higher
     and the layer smaller all the same.
 
-    Inputs are left out in stages, each of which keeps 85 % of those before it: one by one those
-    that matter least to the low-rank outputs once the other inputs have made up for them,
-    ||W_j||^2 / ((X^T X)^-1)_jj for input j (as in the optimal brain surgeon). On the inputs of each
-    stage the original outputs are regressed and truncated in closed form, which gives a number of
-    weights; on those of the stage with the fewest, `ddlr.lowest_rank` then lowers the rank. Nothing
-    proves that none are fewer, and in rare cases the lowest rank on all inputs needs a few less. A
-    stage costs a regression and about two of the matrix products X Wt; the search for the lowest
-    rank is made once.
+    Inputs are left out in stages, see `select_inputs`. On those of the stage with the fewest
+    weights `ddlr.lowest_rank` then lowers the rank. Nothing proves that none are fewer, and in rare
+    cases the lowest rank on all inputs needs a few less. A stage costs a regression and about two
+    of the matrix products X Wt; the search for the lowest rank is made once.
 
     What the other inputs make up for is learnt from the samples. With few samples for each input
     the error on further ones is well above the radius; more samples help, and cost no labels, and
@@ -67,15 +63,10 @@ def fewest_weights(
     Hassibi and Stork (1993), optimal brain surgeon, for the order in which inputs go.
     """
     started = time.perf_counter()
-    check_ridge(ridge)
-    geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
-    plain = geometry.inputs
-    check_problem(plain, targets, tolerance=1.0, max_iterations=max_iterations)
-    outputs = OutputSet(targets, radius, activation, "hinge")
-    if warm_start is not None:
-        check_warm_start(warm_start, plain, targets)
-    original = warm_start or _regression(geometry, targets)
-    stages = list(_stages(geometry, outputs, original, _gram(geometry, ridge)))
+    geometry, outputs = _problem(
+        inputs, targets, radius, activation, ridge, warm_start, max_iterations
+    )
+    stages = [stage for stage, _ in _stages(geometry, outputs, warm_start, ridge)]
     stages[0] = dataclasses.replace(stages[0], start=warm_start)  # as `ddlr.lowest_rank` begins
     # Within the radius in closed form, so the first will do; the others are for rounding.
     for stage in sorted(stages, key=lambda each: each.size):
@@ -90,29 +81,141 @@ def fewest_weights(
         except ConvergenceError:
             if stage is stages[0]:  # on all inputs
                 raise
-    weight, bias = plain.new_zeros(targets.shape[1], plain.shape[1]), solved.bias
-    weight[:, stage.kept] = solved.weight
-    if warm_start is not None and size >= weight.numel():  # nothing smaller was found
-        weight, bias = warm_start.weight, warm_start.bias
-    return dataclasses.replace(
-        solved,
+    return _on_all_inputs(
+        *(geometry, outputs, warm_start, stage.kept, solved, size),
+        status=SolverStatus.FITTED,
+        iterations=solved.iterations,
+        dual=solved.dual,
+        started=started,
+    )
+
+
+@torch.no_grad()
+def select_inputs(
+    inputs: Tensor | CentredInputs,
+    targets: Tensor,
+    radius: float,
+    *,
+    activation: str = "relu",
+    ridge: float = RIDGE,
+    warm_start: WarmStart | SolverResult | None = None,
+) -> SolverResult:
+    """Find the layer of `fewest_weights` in closed form, without its search for the lowest rank.
+
+        minimise  weights(rank(W), inputs used by W)   subject to ||D||_F <= radius
+
+    over the activation-aware singular value decompositions on some of the inputs, one for each
+    stage. Each stage keeps 85 % of the inputs of the one before it. The others go one by one: that
+    input first which matters least to the low-rank outputs once the inputs that are left have made
+    up for it, by ||W_j||^2 / ((X^T X)^-1)_jj for input j (as in the optimal brain surgeon). On the
+    inputs of a stage the original outputs are regressed, and truncated to the lowest rank within
+    the radius. The answer is the truncation of the stage with the fewest weights.
+
+    Parameters are those of `fewest_weights`.
+
+    Returns
+    -------
+    SolverResult
+        `objective` is the number of weights; columns of `weight` are zero for inputs that are left
+        out. The `warm_start` itself where nothing smaller is within the radius. `lower_bound` and
+        `relative_gap` are nan, the status is "closed_form".
+
+    Raises
+    ------
+    ValueError
+        If an argument makes no problem; names the argument and value.
+    ConvergenceError
+        If neither a stage nor the `warm_start` is within the radius; carries the truncation.
+
+    References
+    ----------
+    Hassibi and Stork (1993), optimal brain surgeon, for the order in which inputs go.
+    """
+    started = time.perf_counter()
+    geometry, outputs = _problem(inputs, targets, radius, activation, ridge, warm_start)
+    stage, truncated = min(
+        _stages(geometry, outputs, warm_start, ridge), key=lambda each: each[0].size
+    )
+    used = int((truncated.weight != 0).any(dim=0).sum())
+    size = fewest_stored(stage.rank, used, targets.shape[1])
+    result = _on_all_inputs(
+        *(geometry, outputs, warm_start, stage.kept, truncated, size),
+        status=SolverStatus.CLOSED_FORM,
+        iterations=0,
+        dual=targets.new_empty(0),
+        started=started,
+    )
+    if result.violation > WITHIN:
+        raise ConvergenceError(
+            f"no truncation is within the radius of {radius:g}: on {len(stage.kept)} inputs the "
+            f"error is {1 + result.violation:.4g} times that",
+            dataclasses.replace(result, status=SolverStatus.ITERATION_LIMIT),
+        )
+    return result
+
+
+def _problem(
+    inputs: Tensor | CentredInputs,
+    targets: Tensor,
+    radius: float,
+    activation: str,
+    ridge: float,
+    warm_start: WarmStart | SolverResult | None,
+    max_iterations: int = 1,
+) -> tuple[CentredInputs, OutputSet]:
+    """The inputs and the bound on the outputs, after a check of all that makes the problem."""
+    check_ridge(ridge)
+    geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
+    check_problem(geometry.inputs, targets, tolerance=1.0, max_iterations=max_iterations)
+    outputs = OutputSet(targets, radius, activation, "hinge")
+    if warm_start is not None:
+        check_warm_start(warm_start, geometry.inputs, targets)
+    return geometry, outputs
+
+
+def _on_all_inputs(
+    geometry: CentredInputs,
+    outputs: OutputSet,
+    warm_start: WarmStart | SolverResult | None,
+    kept: Tensor,
+    solved: WarmStart | SolverResult,
+    size: int,
+    *,
+    started: float,
+    **about,
+) -> SolverResult:
+    """The result for a weight on some inputs; that of the start where nothing smaller was found."""
+    plain = geometry.inputs
+    weight, bias = plain.new_zeros(outputs.targets.shape[1], plain.shape[1]), solved.bias
+    weight[:, kept] = solved.weight
+    violation = outputs.violation(torch.addmm(bias, plain, weight.T))
+    if warm_start is not None and (size >= weight.numel() or violation > WITHIN):
+        unchanged = outputs.violation(torch.addmm(warm_start.bias, plain, warm_start.weight.T))
+        if unchanged <= WITHIN:
+            weight, bias, violation = warm_start.weight, warm_start.bias, unchanged
+            size = weight.numel()
+    return SolverResult(
         weight=weight,
         bias=bias,
-        violation=outputs.violation(torch.addmm(bias, plain, weight.T)),
-        status=SolverStatus.FITTED,
+        violation=violation,
         objective=float(size),
         lower_bound=math.nan,
         relative_gap=math.nan,
         seconds=time.perf_counter() - started,
+        **about,
     )
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """Inputs that are left, the original outputs regressed on them, and the closed form's size."""
+    """Inputs that are left, the original outputs regressed on them, and the closed form's size.
+
+    That is infinite where no rank is within the radius.
+    """
 
     kept: Tensor
     start: WarmStart | SolverResult | None
+    rank: int
     size: float
 
 
@@ -132,24 +235,34 @@ def _solve_stage(
 
 
 def _stages(
-    geometry: CentredInputs, outputs: OutputSet, start: WarmStart | SolverResult, gram: Tensor
-) -> Iterator[_Stage]:
-    """All inputs, then fewer and fewer, while the radius is reached and the size not hopeless."""
+    geometry: CentredInputs,
+    outputs: OutputSet,
+    warm_start: WarmStart | SolverResult | None,
+    ridge: float,
+) -> Iterator[tuple[_Stage, WarmStart]]:
+    """All inputs, then fewer and fewer, while the radius is reached and the size not hopeless.
+
+    Each stage with its closed form, on its inputs.
+    """
+    start = warm_start or _regression(geometry, outputs.targets)
+    gram = _gram(geometry, ridge)
     kept = torch.arange(len(gram), device=gram.device)
     fewest = math.inf
     if not gram.any():  # inputs that do not vary: a bias says it all
-        yield _Stage(kept, WarmStart(start.weight, start.bias), fewest)
+        stage = _Stage(kept, WarmStart(start.weight, start.bias), rank=0, size=0.0)
+        yield stage, WarmStart(torch.zeros_like(start.weight), outputs.best_constant_output())
         return
     while len(kept):
         here, factor = _regressed(geometry, gram, kept, start)
-        truncated, size = _closed_form(geometry, outputs, kept, here, factor)
+        truncated, rank, within = _closed_form(geometry, outputs, kept, here, factor)
+        size = fewest_stored(rank, len(kept), len(here.weight)) if within else math.inf
         if size == math.inf and fewest < math.inf:
             return
-        yield _Stage(kept, here, size)
+        yield _Stage(kept, here, rank, size), truncated
         fewest = min(fewest, size)
         if size > _HOPELESS * fewest or size == math.inf:
             return
-        kept = kept[_that_matter(truncated.double(), torch.cholesky_inverse(factor))]
+        kept = kept[_that_matter(truncated.weight.double(), torch.cholesky_inverse(factor))]
 
 
 def _that_matter(weight: Tensor, inverse: Tensor) -> Tensor:
@@ -202,8 +315,11 @@ def _regressed(
 
 def _closed_form(
     geometry: CentredInputs, outputs: OutputSet, kept: Tensor, start: WarmStart, factor: Tensor
-) -> tuple[Tensor, float]:
-    """The lowest truncation within the radius in the metric of the inputs, and its weights."""
+) -> tuple[WarmStart, int, bool]:
+    """The lowest truncation within the radius in the metric of the inputs, and its rank.
+
+    Or that of full rank, and False, where none is within the radius.
+    """
     weight = start.weight
     left, _, _ = torch.linalg.svd(weight @ factor.to(weight), full_matrices=False)
     mean = start.bias + weight @ geometry.mean[kept]
@@ -211,9 +327,8 @@ def _closed_form(
     rank = lowest_truncation(outputs, mean, scores, left.T)
     truncated = left[:, :rank] @ (left[:, :rank].T @ weight)
     produced = torch.addmm(mean, scores[:, :rank], left[:, :rank].T)
-    if outputs.violation(produced) > WITHIN:
-        return truncated, math.inf
-    return truncated, fewest_stored(rank, len(kept), weight.shape[0])
+    within = outputs.violation(produced) <= WITHIN
+    return WarmStart(truncated, mean - truncated @ geometry.mean[kept]), rank, within
 
 
 def _regression(geometry: CentredInputs, targets: Tensor) -> WarmStart:

@@ -7,10 +7,11 @@ network's activations and without labels. Each keeps the promise of the convex m
 
 of the pre-activations A = X Wt + 1 bt and the original output Y, and takes the lowest rank, or the
 highest threshold on the weights, that does. Inputs and outputs that are always zero are removed
-first, as for all methods.
+first, as for all methods. `activation_svd_selected` is a step from a closed form to the fewest
+weights, for the ablation; its promise is on the outputs that the next layer reads, as theirs is.
 
-Parameters, return value and errors of the four methods are those of `ddlr.compress`; of refits they
-have "none" and "network", which moves all layers together at the sizes that were found.
+Parameters, return value and errors of the methods are those of `ddlr.compress`; of refits they have
+"none" and "network", which moves all layers together at the sizes that were found.
 """
 
 import math
@@ -22,12 +23,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ddlr.compress import store_low_rank
+from ddlr.compress import store_low_rank, store_selected
 from ddlr.constraints import OutputSet
+from ddlr.input_selection import select_inputs
 from ddlr.layers import store_linear
-from ddlr.layerwise import CapturedLayers, LayerProblem, capture_layers, compress_layers
+from ddlr.layerwise import (
+    CapturedLayers,
+    LayerProblem,
+    LayerSolver,
+    capture_layers,
+    compress_layers,
+)
 from ddlr.network_refit import refit_result
-from ddlr.reduced_rank import lowest_truncation
+from ddlr.reduced_rank import RIDGE, check_ridge, lowest_truncation
 from ddlr.result import CompressionResult, LayerReport, SolverResult, SolverStatus
 
 REFITS = ("none", "network")
@@ -91,6 +99,41 @@ def activation_svd(
         refit=refit,
         workers=workers,
         on_layer=on_layer,
+    )
+
+
+def activation_svd_selected(
+    model: nn.Module,
+    calibration: Calibration,
+    *,
+    relative_tolerance: Tolerance,
+    refit: str = "none",
+    ridge: float = RIDGE,
+    workers: int = 1,
+    on_layer: OnLayer = None,
+) -> CompressionResult:
+    """As `activation_svd`, on selected inputs, without the outputs that the next layer ignores.
+
+    It is the fewest weights in closed form: inputs are left out and outputs are dropped as by
+    `ddlr.compress` with "fewest_weights" in parallel order, from the last layer backwards, and the
+    truncation that `ddlr.input_selection.select_inputs` finds is taken as it is, without a search
+    for a lower rank. So nothing is promised of the outputs that are dropped.
+
+    Parameters
+    ----------
+    ridge : float
+        Of the regression on the selected inputs, see `ddlr.compress`.
+    workers : int
+        1, since a layer waits for the next.
+    """
+    check_ridge(ridge)
+    return _compress(
+        *(model, calibration, LayerSolver(select_inputs, {"ridge": ridge}), store_selected),
+        relative_tolerance=relative_tolerance,
+        refit=refit,
+        workers=workers,
+        on_layer=on_layer,
+        drop_unused=True,
     )
 
 
@@ -174,6 +217,7 @@ def _compress(
     refit: str,
     workers: int,
     on_layer: OnLayer,
+    drop_unused: bool = False,
 ) -> CompressionResult:
     if refit not in REFITS:
         raise ValueError(f"refit is {refit!r}; a method in closed form has {REFITS}")
@@ -187,6 +231,7 @@ def _compress(
         store=store,
         workers=workers,
         on_layer=on_layer,
+        drop_unused=drop_unused,
     )
     return result if refit == "none" else refit_result(model, result, calibration)
 

@@ -1,8 +1,9 @@
 """Turn records into tables: ``python -m experiments.collect``.
 
 A row replaces the row of the same run that a table already has; all other rows stay. From the
-whole table follows `sizes.csv`: the smallest network of each method within a drop of accuracy on
-held-out samples. Without records it follows from `sweeps.csv` as it is.
+whole table follow `sizes.csv`, the smallest network of each method within a drop of accuracy on
+held-out samples, and, where it was run, `ablation.csv`, what each step towards the fewest weights
+brings. Without records they follow from `sweeps.csv` as it is.
 """
 
 import logging
@@ -12,6 +13,7 @@ import hydra
 import pandas as pd
 from omegaconf import DictConfig
 
+from experiments.ablation import ablation_sizes
 from experiments.configuration import CONFIG_PATH
 from experiments.records import read_records
 from experiments.tables import (
@@ -51,9 +53,12 @@ def main(cfg: DictConfig) -> None:
             cfg.record_dir,
         )
         return
-    sizes = smallest_sizes(read_table(results / "sweeps.csv"))
-    write_table(results / "sizes.csv", sizes)
-    log.info("%s: %d rows", results / "sizes.csv", len(sizes))
+    sweeps = read_table(results / "sweeps.csv")
+    tables = {"sizes": smallest_sizes(sweeps), "ablation": ablation_sizes(sweeps, ACCURACY_DROPS)}
+    for name, table in tables.items():
+        if name == "sizes" or len(table):
+            write_table(results / f"{name}.csv", table)
+            log.info("%s: %d rows", results / f"{name}.csv", len(table))
 
 
 def merge(path: Path, rows: pd.DataFrame) -> None:

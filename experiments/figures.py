@@ -37,6 +37,7 @@ METHOD_STYLES = {
     "nettrim_protocol": {"color": "#E69F00", "marker": "D"},
     "svd": {"color": "#56B4E9", "marker": "^"},
     "activation_svd": {"color": "#009E73", "marker": "v"},
+    "activation_svd_selected": {"color": "#009E73", "marker": "<"},
     "magnitude": {"color": "#CC79A7", "marker": "P"},
     "magnitude_global": {"color": "#4D4D4D", "marker": "X"},
     "ddlr_cvxpy": {"color": "#0072B2", "marker": "x"},

@@ -1,7 +1,7 @@
 """Turn tables into figures: ``python -m experiments.plot``. Needs neither torch nor a network.
 
-Draws every figure of `experiments.figures` whose tables are there. The figures of the solvers'
-benchmark, below, are drawn by `experiments.benchmark`.
+Draws every figure of the comparison and of the ablation whose tables are there. The figures of the
+solvers' benchmark, below, are drawn by `experiments.benchmark`.
 """
 
 import logging
@@ -17,13 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import figures, figures_ablation
 from experiments.configuration import CONFIG_PATH
-from experiments.figures import FIGURES, bare
+from experiments.figures import bare
 from experiments.records import write_whole
 from experiments.tables import MADE_BY, read_tables
 from experiments.tracking import TrackingError, check_tracking, log_figures
 
 log = logging.getLogger(__name__)
+
+FIGURES = {**figures.FIGURES, **figures_ablation.FIGURES}
 
 SOLVER_STYLES = {
     "ours": {"label": "this project", "color": "#0072B2", "marker": "o"},
@@ -53,18 +56,18 @@ def main(cfg: DictConfig) -> None:
         raise FileNotFoundError(
             f"there is no {results / 'sweeps.csv'}; make it with {MADE_BY['sweeps']}"
         )
-    figures = {}
+    drawn = {}
     for name in FIGURES:
         figure = draw(name, tables)
         if figure is not None:
-            figures[name] = results / "figures" / f"{name}.png"
-            save(figure, figures[name])
-            log.info("%s", figures[name])
+            drawn[name] = results / "figures" / f"{name}.png"
+            save(figure, drawn[name])
+            log.info("%s", drawn[name])
     config = OmegaConf.to_container(cfg, resolve=True)
     sweeps = tables["sweeps"]
     # What is not a number is a gap in a table; wandb has no word for it but null.
     rows = sweeps.astype(object).where(sweeps.notna(), None).to_dict("records")
-    log_figures(cfg.tracking, group=cfg.group, config=config, figures=figures, rows=rows)
+    log_figures(cfg.tracking, group=cfg.group, config=config, figures=drawn, rows=rows)
 
 
 def draw(name: str, tables: dict[str, pd.DataFrame]) -> Figure | None:

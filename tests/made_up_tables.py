@@ -1,6 +1,6 @@
 """Tables of results with the columns of the real ones and plausible numbers."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,8 @@ METHODS = {
     "magnitude": (0.16, 8.0, True),
     "magnitude_global": (0.19, 8.0, True),
 }
+# In the runs of the ablation alone.
+SELECTED = {"activation_svd_selected": (0.05, 9.5, False)}
 WITH_ORDERS = ("fewest_weights", "lowest_rank", "ddlr", "nettrim")
 VARIANTS = [(refit, order) for refit in ("none", "fixed") for order in ("parallel", "cascade")]
 
@@ -76,9 +78,24 @@ def made_up_tables(
     return pd.DataFrame(rows), pd.DataFrame(layers)
 
 
+def made_up_ablation(networks: tuple[str, ...] = ("lenet_300_100", "lenet5")) -> pd.DataFrame:
+    """The rows of `sweeps.csv` that the ablation is about: given sizes, three seeds."""
+    random = np.random.default_rng(1)
+    variants = [("activation_svd", *VARIANTS[0]), ("activation_svd_selected", *VARIANTS[0])]
+    for method in ("lowest_rank", "fewest_weights"):
+        variants += [(method, *each) for each in (VARIANTS[0], *VARIANTS[2:])]
+    rows = []
+    for number, (network, (method, refit, order), kept, seed) in enumerate(
+        product(networks, variants, KEPT_FRACTIONS, range(3))
+    ):
+        run = {"model": network, "method": method, "refit": refit, "order": order, "seed": seed}
+        rows.append(_run(f"step{number:05d}", run | {"kept": kept, "samples": 5000}, random)[0])
+    return pd.DataFrame(rows)
+
+
 def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[dict]]:
     dataset, dense, _, widths = NETWORKS[run["model"]]
-    keeps, costs, sparse = METHODS[run["method"]]
+    keeps, costs, sparse = {**METHODS, **SELECTED}[run["method"]]
     refitted, cascade = run["refit"] != "none", run["order"] == "cascade"
     together = run["refit"] == "network"
     few = (5000 / run["samples"]) ** 0.5

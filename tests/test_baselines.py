@@ -13,12 +13,23 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ddlr import CapturedLayers, LowRankLinear, SolverStatus, capture_layers
+from ddlr import (
+    CapturedLayers,
+    LowRankLinear,
+    SolverStatus,
+    WarmStart,
+    capture_layers,
+    fewest_weights,
+)
+from ddlr import compress as compress_network
 from ddlr.constraints import OutputSet
+from ddlr.input_selection import select_inputs
+from ddlr.layers import fewest_stored
 from ddlr.layerwise import CapturedLayer
 from experiments import cache, compress
 from experiments.baselines import (
     activation_svd,
+    activation_svd_selected,
     lowest_truncation,
     magnitude,
     magnitude_global,
@@ -36,6 +47,8 @@ METHODS = {
     "magnitude": magnitude,
     "magnitude_global": magnitude_global,
 }
+# Of the outputs that the next layer reads alone.
+SELECTED = {"activation_svd_selected": activation_svd_selected}
 LOW_RANK = {"svd": svd, "activation_svd": activation_svd}
 CHECKPOINTS = REPOSITORY / "results/checkpoints"
 
@@ -228,10 +241,110 @@ def test_the_global_threshold_is_one_and_as_high_as_all_layers_allow(network, ca
 
 def test_a_captured_network_gives_what_its_calibration_data_give(network, captured, digits):
     images = digits.calibration(300, seed=0)
-    for method in METHODS.values():
+    for method in (METHODS | SELECTED).values():
         both = [method(network, data, relative_tolerance=0.3).model for data in (captured, images)]
         first, second = (model.state_dict().values() for model in both)
         assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.2, 0.5])
+def test_on_selected_inputs_the_outputs_that_are_read_keep_the_promise(
+    tolerance, network, captured
+):
+    before = copy.deepcopy(network.state_dict())
+    result = activation_svd_selected(network, captured, relative_tolerance=tolerance)
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert result.drops_unused and result.order == "parallel"
+    stored = [result.model.get_submodule(report.name) for report in result.layers]
+    places = zip(captured.layers, result.layers, stored, [*stored[1:], None], strict=True)
+    for layer, report, here, following in places:
+        read = layer.live_out
+        if following is not None:
+            read = read & (following.weight != 0).any(dim=0)
+        assert report.outputs_dropped == int((layer.live_out & ~read).sum())
+        assert not here.weight[~read].any() and not here.bias[~read].any()
+        rows = WarmStart(layer.weight[read][:, layer.live_in], layer.bias[read])
+        targets = layer.targets[:, read]
+        inputs = layer.inputs.double()
+        produced = (inputs @ here.weight.double().T + here.bias.double())[:, read]
+        outputs = OutputSet(targets.double(), 0.0, layer.activation, "hinge")
+        error = (outputs.deviation(produced).norm() / targets.double().norm()).item()
+        assert error <= tolerance * (1 + 1e-3)
+        assert report.violation <= 1e-3
+        assert report.status is SolverStatus.CLOSED_FORM
+        assert report.iterations == 0 and math.isnan(report.relative_gap)
+
+        # It is the selection on the outputs that are read, and is stored as it is.
+        problem = (layer.live_inputs, targets, tolerance * targets.norm().item())
+        options = {"activation": layer.activation, "warm_start": rows}
+        found, fewest = (solve(*problem, **options) for solve in (select_inputs, fewest_weights))
+        torch.testing.assert_close(
+            here.weight[read][:, layer.live_in], found.weight, rtol=1e-4, atol=1e-4
+        )
+        assert report.parameters_kept == found.objective >= fewest.objective
+        columns = int((here.weight != 0).any(dim=0).sum())
+        assert report.parameters_kept == fewest_stored(report.rank, columns, int(read.sum()))
+    if tolerance > 0.05:
+        assert sum(report.outputs_dropped for report in result.layers) > 30
+
+
+def test_it_is_the_fewest_weights_without_the_search_and_smaller_than_on_all_inputs(
+    network, captured
+):
+    for tolerance in (0.05, 0.1, 0.2, 0.3):
+        whole, selected, fewest = (
+            sum(report.parameters_kept for report in each.layers)
+            for each in (
+                activation_svd(network, captured, relative_tolerance=tolerance),
+                activation_svd_selected(network, captured, relative_tolerance=tolerance),
+                compress_network(
+                    network, captured, relative_tolerance=tolerance, method="fewest_weights"
+                ),
+            )
+        )
+        assert fewest <= 1.05 * selected  # the search may cost the layer before an output
+        assert selected < 0.7 * whole
+
+
+def test_the_network_refit_leaves_sizes_and_dropped_outputs_as_they_are(network, captured):
+    alone, together = (
+        activation_svd_selected(network, captured, relative_tolerance=0.3, refit=refit)
+        for refit in ("none", "network")
+    )
+    for before, after in zip(alone.layers, together.layers, strict=True):
+        assert before.parameters_kept == after.parameters_kept
+        assert before.outputs_dropped == after.outputs_dropped
+        one, other = (each.model.get_submodule(before.name) for each in (alone, together))
+        assert torch.equal(one.weight != 0, other.weight != 0)
+    assert not torch.equal(alone.model.fc1.weight, together.model.fc1.weight)
+
+
+def test_more_ridge_holds_weights_more_and_keeps_more_of_them(network, captured):
+    little, much = (
+        sum(
+            report.parameters_kept
+            for report in activation_svd_selected(
+                network, captured, relative_tolerance=0.1, ridge=ridge
+            ).layers
+        )
+        for ridge in (1e-2, 1.0)
+    )
+    assert little < much
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"refit": "fixed"}, "refit is 'fixed'; a method in closed form has"),
+        ({"ridge": 0.0}, "ridge is 0.0; it must be a positive number"),
+        ({"ridge": -1}, "ridge is -1"),
+        ({"workers": 2}, "workers is 2, but here a layer waits for the next"),
+        ({"relative_tolerance": -0.1}, "relative_tolerance is -0.1"),
+    ],
+)
+def test_what_the_selection_does_not_have_is_refused(options, message, network, captured):
+    with pytest.raises(ValueError, match=message):
+        activation_svd_selected(network, captured, **{"relative_tolerance": 0.2, **options})
 
 
 def configured(folder: Path, *overrides: str) -> DictConfig:
@@ -247,9 +360,10 @@ def configured(folder: Path, *overrides: str) -> DictConfig:
 def test_the_runner_judges_and_records_them_as_it_does_the_others(tmp_path):
     cache._latest.clear()
     rows = []
-    for method in METHODS:
+    for method in METHODS | SELECTED:
         sizes = []
-        for tolerance in (0.1, 0.3):
+        # On selected inputs as little is left at half the tolerance.
+        for tolerance in (0.1, 0.3) if method in METHODS else (0.05, 0.15):
             choice = (f"method={method}", f"method.relative_tolerance={tolerance}")
             cfg = configured(tmp_path, *choice)
             record, skipped = compress.run(cfg, group="g")

@@ -20,8 +20,10 @@ from ddlr import (
 )
 from ddlr.capture import feeds_only
 from ddlr.constraints import OutputSet
+from ddlr.input_selection import regress_onto, select_inputs
 from ddlr.layers import fewest_stored, numerical_rank
 from ddlr.layerwise import CapturedLayer
+from ddlr.reduced_rank import RIDGE
 from experiments.checkpoints import checkpoint_path, load_checkpoint
 from experiments.configuration import REPOSITORY
 from experiments.networks import mlp_digits
@@ -64,7 +66,9 @@ def used(weight: Tensor) -> Tensor:
     return (weight != 0).any(dim=0)
 
 
-def assert_within_and_counted(result, inputs, targets, radius, activation) -> None:
+def assert_within_and_counted(
+    result, inputs, targets, radius, activation, status=SolverStatus.FITTED
+) -> None:
     """The promise and the size of a result, from its weight alone."""
     outputs = OutputSet(targets, 0.0, activation, "hinge")
     error = outputs.deviation(inputs @ result.weight.T + result.bias).norm().item()
@@ -73,7 +77,7 @@ def assert_within_and_counted(result, inputs, targets, radius, activation) -> No
     columns = int(used(result.weight).sum())
     stored = fewest_stored(numerical_rank(result.weight), columns, len(result.weight))
     assert result.objective == stored
-    assert result.status is SolverStatus.FITTED
+    assert result.status is status
     assert math.isnan(result.lower_bound) and math.isnan(result.relative_gap)
 
 
@@ -174,7 +178,7 @@ def test_few_samples_and_dead_and_constant_inputs_are_no_obstacle(activation, st
         )
 
 
-@pytest.mark.parametrize("solve", [lowest_rank, fewest_weights])
+@pytest.mark.parametrize("solve", [lowest_rank, fewest_weights, select_inputs])
 @pytest.mark.parametrize("activation", ["relu", "none"])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_inputs_that_do_not_vary_leave_a_bias(solve, activation, value):
@@ -185,18 +189,34 @@ def test_inputs_that_do_not_vary_leave_a_bias(solve, activation, value):
         options = {"activation": activation, "warm_start": start}
         result = solve(inputs, targets, 1.001 * radius, **options)
         assert result.objective == 0 and not result.weight.any()
-        with pytest.raises(ConvergenceError, match="no rank is within the radius"):
+        with pytest.raises(ConvergenceError, match=r"no (rank|truncation) is within the radius"):
             solve(inputs, targets, 0.9 * radius, **options)
 
 
-def test_the_start_is_given_back_where_nothing_smaller_is_within_the_radius():
+@pytest.mark.parametrize("solve", [fewest_weights, select_inputs])
+def test_the_start_is_given_back_where_nothing_smaller_is_within_the_radius(solve):
     inputs, _ = made_up_layer(300, 20, 12, seed=1)
     start, targets = with_original(inputs, 12, "relu", seed=0)
-    result = fewest_weights(inputs, targets, 1e-4 * targets.norm().item(), warm_start=start)
+    result = solve(inputs, targets, 1e-4 * targets.norm().item(), warm_start=start)
     assert torch.equal(result.weight, start.weight)
     assert torch.equal(result.bias, start.bias)
     assert result.objective == 20 * 12
     assert result.violation == 0
+
+
+def test_a_start_outside_the_radius_is_never_given_back():
+    inputs, _ = made_up_layer(300, 20, 12, activation="none", seed=1)
+    start, targets = with_original(inputs, 12, "none", seed=0)
+    shifted = WarmStart(start.weight, start.bias + 1)
+    radius = 1e-4 * targets.norm().item()
+    result = fewest_weights(inputs, targets, radius, activation="none", warm_start=shifted)
+    assert result.objective == 20 * 12
+    assert not torch.equal(result.bias, shifted.bias)
+    assert_within_and_counted(result, inputs, targets, radius, "none")
+    with pytest.raises(ConvergenceError, match="no truncation is within the radius") as raised:
+        select_inputs(inputs, targets, radius, activation="none", warm_start=shifted)
+    assert raised.value.result.violation > 1
+    assert raised.value.result.objective == 20 * 12
 
 
 @pytest.mark.parametrize("activation", ["relu", "none"])
@@ -237,6 +257,7 @@ def test_what_the_lowest_rank_reaches_from_nothing_is_reached():
         assert fewest_weights(inputs, targets, radius).violation <= 1e-3
 
 
+@pytest.mark.parametrize("solve", [fewest_weights, select_inputs])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -246,14 +267,108 @@ def test_what_the_lowest_rank_reaches_from_nothing_is_reached():
         ({"radius": -1.0}, "radius is -1"),
         ({"radius": float("nan")}, "radius is nan"),
         ({"activation": "gelu"}, "activation is 'gelu'"),
-        ({"max_iterations": 0}, "max_iterations is 0"),
+        ({"ridge": 0}, "ridge is 0"),
         ({"warm_start": WarmStart(torch.zeros(4, 4), torch.zeros(4))}, r"warm_start\.weight has"),
     ],
 )
-def test_a_problem_that_is_none_is_refused(change, message):
+def test_a_problem_that_is_none_is_refused(solve, change, message):
     problem = {"inputs": torch.rand(20, 5), "targets": torch.rand(20, 4), "radius": 1.0, **change}
     with pytest.raises(ValueError, match=message):
-        fewest_weights(**problem)
+        solve(**problem)
+
+
+def test_no_iterations_are_refused():
+    with pytest.raises(ValueError, match="max_iterations is 0"):
+        fewest_weights(torch.rand(20, 5), torch.rand(20, 4), 1.0, max_iterations=0)
+
+
+# The selection of inputs in closed form, with which it begins
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("shape", [(300, 20, 12), (120, 8, 25), (15, 40, 12)], ids=str)
+def test_the_closed_form_is_within_its_radius_and_stores_what_it_says(shape, fraction, activation):
+    samples, in_features, out_features = shape
+    inputs, _ = made_up_layer(samples, in_features, out_features, seed=samples)
+    start, targets = with_original(inputs, out_features, activation, seed=2)
+    radius = fraction * targets.norm().item()
+    result = select_inputs(inputs, targets, radius, activation=activation, warm_start=start)
+    closed_form = SolverStatus.CLOSED_FORM
+    assert_within_and_counted(result, inputs, targets, radius, activation, closed_form)
+    assert result.iterations == 0
+
+
+def regressed_and_truncated(inputs: Tensor, kept: Tensor, start: WarmStart, rank: int) -> WarmStart:
+    """The activation-aware SVD of a regression on some inputs, from the centred data themselves.
+
+    The ridge is written as further samples.
+    """
+    features = inputs.shape[1]
+    centred = inputs - inputs.mean(dim=0)
+    held = (RIDGE * centred.square().sum() / features).sqrt() * torch.eye(features).to(inputs)
+    rows = torch.cat([centred, held])
+    outputs = rows @ start.weight.T
+    weight = torch.linalg.lstsq(rows[:, kept], outputs).solution.T
+    left = torch.linalg.svd(rows[:, kept] @ weight.T, full_matrices=False).Vh[:rank]
+    weight = left.T @ (left @ weight)
+    mean = inputs.mean(dim=0) @ start.weight.T + start.bias
+    return WarmStart(weight, mean - inputs[:, kept].mean(dim=0) @ weight.T)
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.1, 0.3])
+def test_the_closed_form_is_what_the_rank_search_of_the_fewest_weights_begins_with(
+    tolerance, captured
+):
+    lower = False
+    for layer in captured.layers:
+        inputs, targets = layer.live_inputs.inputs, layer.targets[:, layer.live_out]
+        start = WarmStart(
+            layer.weight[layer.live_out][:, layer.live_in], layer.bias[layer.live_out]
+        )
+        problem = (targets, tolerance * targets.norm().item())
+        options = {"activation": layer.activation}
+        closed, fewest = (
+            solve(layer.live_inputs, *problem, **options, warm_start=start)
+            for solve in (select_inputs, fewest_weights)
+        )
+        kept, rank = used(closed.weight).nonzero()[:, 0], numerical_rank(closed.weight)
+        assert len(kept) < inputs.shape[1]
+
+        # It is the truncated regression on its inputs, and of the lowest rank that will do.
+        outputs = OutputSet(*problem, layer.activation, "hinge")
+        exact = WarmStart(start.weight.double(), start.bias.double())
+        expected = regressed_and_truncated(inputs.double(), kept, exact, rank)
+        assert torch.allclose(closed.weight[:, kept].double(), expected.weight, atol=1e-4)
+        assert torch.allclose(closed.bias.double(), expected.bias, atol=1e-4)
+        for fewer in range(rank):
+            less = regressed_and_truncated(inputs.double(), kept, exact, fewer)
+            produced = inputs[:, kept].double() @ less.weight.T + less.bias
+            assert outputs.deviation(produced).norm() > problem[1] * (1 - 1e-4)
+
+        # The search of the fewest weights lowers the rank on the same inputs.
+        regressed = regress_onto(layer.live_inputs, kept, start, RIDGE)
+        searched = lowest_rank(inputs[:, kept], *problem, **options, warm_start=regressed)
+        assert torch.equal(fewest.weight[:, kept], searched.weight)
+        assert torch.equal(fewest.bias, searched.bias)
+        assert torch.equal(used(fewest.weight), used(closed.weight))
+        assert fewest.objective <= closed.objective
+        lower |= fewest.objective < closed.objective
+    assert lower or tolerance > 0.05  # at larger ones these few ranks leave it nothing to do
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
+def test_where_no_input_can_be_spared_the_closed_form_is_the_activation_aware_svd(activation):
+    inputs = torch.linalg.qr(normal(300, 12, seed=0) - 0.5).Q
+    weight = 10 * normal(30, 3, seed=1) @ torch.linalg.qr(normal(12, 3, seed=2)).Q.T
+    start = WarmStart(weight, normal(30, seed=3))
+    outputs = inputs @ start.weight.T + start.bias
+    targets = outputs.relu() if activation == "relu" else outputs
+    radius = 0.01 * targets.norm().item()
+    result = select_inputs(inputs, targets, radius, activation=activation, warm_start=start)
+    assert used(result.weight).all() and numerical_rank(result.weight) == 3
+    produced = inputs @ result.weight.T + result.bias
+    assert torch.allclose(produced, outputs, atol=1e-9)
 
 
 # Networks

@@ -10,9 +10,9 @@ from matplotlib import pyplot as plt
 
 matplotlib.use("Agg")
 
-from experiments.collect import smallest_sizes
+from experiments.ablation import ablation_sizes
+from experiments.collect import ACCURACY_DROPS, smallest_sizes
 from experiments.figures import (
-    FIGURES,
     METHOD_STYLES,
     bound,
     equal_drop,
@@ -22,12 +22,14 @@ from experiments.figures import (
     order,
     samples,
 )
-from experiments.plot import draw, save
+from experiments.figures_ablation import ablation
+from experiments.plot import FIGURES, draw, save
 from experiments.tables import MADE_BY, METHOD_TITLES, NETWORK_TITLES, at_main_samples
 from made_up_tables import (
     KEPT_FRACTIONS,
     NETWORKS,
     SAMPLES,
+    made_up_ablation,
     made_up_inference,
     made_up_spectrum,
     made_up_tables,
@@ -45,7 +47,9 @@ def tables(*arguments) -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, pd.DataFrame]:
-    return {**tables(), "inference": made_up_inference(), "spectrum": made_up_spectrum()}
+    steps = ablation_sizes(made_up_ablation(), ACCURACY_DROPS)
+    measured = {"inference": made_up_inference(), "spectrum": made_up_spectrum()}
+    return {**tables(), **measured, "ablation": steps}
 
 
 @pytest.fixture(autouse=True)
@@ -302,6 +306,44 @@ def test_both_orders_are_shown_without_and_with_refit(whole):
         np.testing.assert_allclose(line(axes, "fewest weights, cascade").get_ydata(), means)
     rivals = whole["sweeps"].query("method in ('ddlr', 'nettrim')")
     assert len(labels(order(rivals).axes[0])) == 4
+
+
+def test_steps_are_added_one_by_one_without_and_with_selected_inputs(whole):
+    steps = whole["ablation"]
+    figure = ablation(steps)
+    panels = {axes: place for place, axes in enumerate(figure.axes)}
+    assert [axes.get_title() for axes in panels] == [
+        *(NETWORK_TITLES[model] for model in ("lenet_300_100", "lenet5")),
+        *("", ""),
+    ]
+    for axes, place in panels.items():
+        model, drop = ("lenet_300_100", "lenet5")[place % 2], (0.5, 1.0)[place // 2]
+        names = [text.get_text() for text in axes.get_xticklabels()]
+        assert names == ["closed form", "+ rank search", "+ refit", "+ cascade"]
+        here = steps[(steps["model"] == model) & (steps["largest_drop"] == drop)]
+        bars = {each.get_label(): each for each in axes.containers}
+        assert list(bars) == ["on all inputs", "on selected inputs"]
+        written = [text.get_text() for text in axes.texts]
+        for label, inputs in (("on all inputs", "all"), ("on selected inputs", "selected")):
+            of_line = here[here["inputs"] == inputs]
+            points, _, (ranges,) = bars[label]
+            shown = points.get_ydata()
+            np.testing.assert_allclose(shown, 100 * of_line["fraction"])
+            ends = np.array([segment[:, 1] for segment in ranges.get_segments()])
+            np.testing.assert_allclose(ends, 100 * of_line[["fraction_min", "fraction_max"]])
+            assert {f"{100 * value:.2f}" for value in of_line["fraction"]} <= set(written)
+
+
+def test_a_step_that_is_not_within_the_drop_has_no_point_and_a_bound_says_so(whole):
+    steps = whole["ablation"].copy()
+    steps.loc[steps["step"] == "refit", ["fraction", "fraction_min", "fraction_max"]] = np.nan
+    steps["at_most"] |= steps["step"] == "cascade"
+    axes = ablation(steps).axes[0]
+    for bars in axes.containers:
+        np.testing.assert_array_equal(np.isfinite(bars[0].get_ydata()), [True, True, False, True])
+    written = [text.get_text() for text in axes.texts]
+    assert len(written) == 6 and sum(text.startswith("≤ ") for text in written) == 2
+    assert ablation(steps.assign(fraction=np.nan)) is None
 
 
 def test_every_method_has_a_style_of_its_own_and_a_title():

@@ -160,6 +160,17 @@ def test_the_size_over_that_of_the_best_baseline(model):
     assert judged(what, curve("lowest_rank", 0.01, refit="network", **one), baseline)["met"] == ""
 
 
+def test_ours_without_its_search_is_no_baseline_and_not_ours():
+    step, one = "activation_svd_selected", {"model": "vgg_small", "seeds": (0,)}
+    ours, baseline = curve("fewest_weights", 0.065, **one), curve("svd", 0.1, **one)
+    smaller = curve(step, 0.01, **one)
+    for what in ("VGG.*over", "VGG.*baselines above"):
+        without, beside = judged(what, ours, baseline), judged(what, ours, baseline, smaller)
+        assert without["met"] == "yes"
+        assert without.to_dict() == beside.to_dict()
+    assert judged("VGG.*over", smaller, baseline)["measured"] == "not measured"
+
+
 def test_a_baseline_that_may_be_smaller_than_it_was_measured_leaves_the_target_unmet():
     one = {"model": "vgg_small", "seeds": (0,)}
     within = curve("svd", 0.2, drops=(0.9, 0.5, 0.1), **one)
