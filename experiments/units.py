@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.checkpoints import checkpoint_path
+from experiments.configuration import given_goals
 from experiments.data import data_sha256
 from experiments.locking import holder, locked
 from experiments.records import ONE_TOLERANCE, USUAL_RIDGE, file_sha256, identity
@@ -139,8 +140,7 @@ def goal_of(cfg: DictConfig) -> tuple[str, float]:
     ValueError
         If more than one goal is set; names them.
     """
-    wanted = {name: value for name, value in cfg.goal.items() if value is not None}
-    wanted.pop("tolerances", None)
+    wanted = given_goals(cfg.goal)
     if len(wanted) > 1:
         raise ValueError(f"goal has {', '.join(wanted)}; set one of them")
     return next(iter(wanted.items()), (ONE_TOLERANCE, cfg.method.relative_tolerance))
@@ -174,10 +174,22 @@ def describe(cfg: DictConfig) -> str:
     words = ["{model}", "{method}", "{constraint}"]
     refit = {"none": [], "fixed": ["refit"]}.get(chosen["refit"], ["{refit} refit"])
     words += refit + ["cascade"] * (chosen["order"] == "cascade")
-    words += ["ridge {ridge:g}"] * (chosen["ridge"] != USUAL_RIDGE)
+    words += ["ridge {ridge}"] * (chosen["ridge"] != USUAL_RIDGE)
     words += ["{goal}"] * (chosen["goal"] != ONE_TOLERANCE)
-    words += ["{wanted:g}", "seed", "{seed},", "{calibration_samples}", "samples"]
-    return " ".join(words).format(**chosen)
+    words += ["{wanted}", "seed", "{seed},", "{calibration_samples}", "samples"]
+    # Whatever they are: a run whose settings are refused has to be named too.
+    shown = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in chosen.items()
+    }
+    return " ".join(words).format(**shown)
+
+
+def describe_any(cfg: DictConfig, otherwise: str) -> str:
+    """As `describe`, also where settings are too odd for it; then it is `otherwise`."""
+    try:
+        return describe(cfg)
+    except Exception:
+        return otherwise
 
 
 def settings(cfg: DictConfig) -> dict:
