@@ -17,7 +17,7 @@ from ddlr.layerwise import ORDERS, REFITS
 from experiments.configuration import SettingError, given_goals
 from experiments.data import TRAINING_SAMPLES, training_samples
 from experiments.tracking import MODES, NAMES
-from experiments.units import FINISHED_IN
+from experiments.units import goal_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,6 @@ SETTINGS = {
     "goal.tolerances": several(number(0, 0.1)).or_null(),
     "experiment_name": TEXT,
     "rerun": YES_OR_NO,
-    "finished_in": one_of(*FINISHED_IN),
     "cache.enabled": YES_OR_NO,
     "cache.limit_gib": number(0, 5),
     "tracking.name": one_of(*NAMES),
@@ -158,18 +157,21 @@ def _check_goals(cfg: DictConfig) -> None:
     if unknown:
         known = [key for key in SETTINGS if key.startswith("goal.")]
         raise SettingError(f"goal.{unknown[0]} is unknown; choose one of {', '.join(known)}")
-    given = {f"goal.{name}": wanted for name, wanted in given_goals(cfg.goal).items()}
-    if given and _has(cfg, "method.relative_tolerance"):
-        tolerance = _value(cfg, "method.relative_tolerance")
-        if tolerance is not None:
-            given["method.relative_tolerance"] = tolerance
-    if len(given) > 1:
-        named = " and ".join(f"{key}={_shown(value)}" for key, value in given.items())
-        raise SettingError(f"{named} are given together; give one of them")
-    if not given and cfg.goal.get("tolerances") is not None:
+    goals = given_goals(cfg.goal)
+    if not goals and cfg.goal.get("tolerances") is not None:
         raise SettingError(
             "goal.tolerances is given without a goal; set one, as goal.kept_fraction=0.1, or give "
             "method.relative_tolerance alone"
+        )
+    if not goals:
+        return
+    name, wanted = goal_of(cfg)  # raises where there are several
+    key = "method.relative_tolerance"
+    tolerance = _value(cfg, key) if _has(cfg, key) else None
+    if tolerance is not None:
+        raise SettingError(
+            f"{key} is {_shown(tolerance)} and goal.{name} is {_shown(wanted)}; give one of them, "
+            "not both"
         )
 
 

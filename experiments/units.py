@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.checkpoints import checkpoint_path
-from experiments.configuration import given_goals
+from experiments.configuration import SettingError, given_goals
 from experiments.data import data_sha256
 from experiments.locking import holder, locked
 from experiments.records import ONE_TOLERANCE, USUAL_RIDGE, file_sha256, identity
@@ -68,11 +68,11 @@ def find_record(cfg: DictConfig, key: str) -> dict | None:
 
     Raises
     ------
-    ValueError
+    SettingError
         If ``finished_in`` is neither of `FINISHED_IN`.
     """
     if cfg.finished_in not in FINISHED_IN:
-        raise ValueError(f"finished_in is {cfg.finished_in!r}; choose one of {FINISHED_IN}")
+        raise SettingError(f"finished_in is {cfg.finished_in!r}; choose one of {FINISHED_IN}")
     record = read_record(record_path(cfg, key))
     if cfg.finished_in == "records" or (record and record["state"] == FINISHED):
         return record
@@ -137,13 +137,15 @@ def goal_of(cfg: DictConfig) -> tuple[str, float]:
 
     Raises
     ------
-    ValueError
+    SettingError
         If more than one goal is set; names them.
     """
     wanted = given_goals(cfg.goal)
     if len(wanted) > 1:
-        raise ValueError(f"goal has {', '.join(wanted)}; set one of them")
-    return next(iter(wanted.items()), (ONE_TOLERANCE, cfg.method.relative_tolerance))
+        raise SettingError(f"goal has {', '.join(wanted)}; set one of them")
+    for goal in wanted.items():
+        return goal
+    return ONE_TOLERANCE, cfg.method.relative_tolerance
 
 
 def choices(cfg: DictConfig) -> dict:
