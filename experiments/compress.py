@@ -7,6 +7,7 @@ A run that is finished already is skipped, one that failed is tried again.
 """
 
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -24,10 +25,18 @@ import ddlr
 from ddlr import CompressionResult, GoalReport, LayerReport
 from ddlr.allocate import TOLERANCES, layer_options
 from experiments.cache import Prepared, SolveMemory, alone, prepare, remembered_options
-from experiments.configuration import CONFIG_PATH, build
+from experiments.checks import check_settings
+from experiments.configuration import CONFIG_PATH, SettingError, build
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
 from experiments.records import ONE_TOLERANCE, provenance, write_json
-from experiments.sweeping import command, group_of, layer_bar, note_outcome, set_verbosity
+from experiments.sweeping import (
+    check_watched,
+    command,
+    group_of,
+    layer_bar,
+    note_outcome,
+    set_verbosity,
+)
 from experiments.tracking import track
 from experiments.training import choose_device
 from experiments.units import (
@@ -36,6 +45,7 @@ from experiments.units import (
     choices,
     claim,
     describe,
+    describe_any,
     goal_of,
     read_record,
     record_path,
@@ -49,28 +59,38 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     multirun = hydra_config.mode == RunMode.MULTIRUN
-    set_verbosity(cfg.verbosity)
+    check_watched(hydra_config)
     # One job after the other needs one accelerator; jobs side by side take turns.
     job = hydra_config.job.num if multirun and cfg.launcher.name != "local" else 0
     try:
+        set_verbosity(cfg.verbosity)
         record, skipped = run(cfg, group=group_of(cfg.experiment_name, hydra_config), job=job)
         note = {"key": record["row"]["run"], "skipped": skipped}
         note_outcome(hydra_config, describe(cfg), FINISHED, **note)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not multirun:
+            if isinstance(error, SettingError):
+                sys.exit(f"Error: {error}")
             raise
         # Not raised: Hydra would end a sweep after the batch of a run that raises. What failed is
         # in its record, and is reported with an exit code of 1 at the end.
-        log.error("%s failed: %s: %s", describe(cfg), type(error).__name__, error)
-        note_outcome(hydra_config, describe(cfg), FAILED, cause=_cause(error))
+        name = describe_any(cfg, otherwise=" ".join(hydra_config.overrides.task))
+        log.error("%s failed: %s", name, _cause(error))
+        note_outcome(hydra_config, name, FAILED, cause=_cause(error))
 
 
 def run(cfg: DictConfig, group: str, job: int = 0) -> tuple[dict, bool]:
     """Carry out one run, or find it done; return its record, on disk by then, and which it was.
 
     A run that raises leaves a record too, with the error, until it succeeds. It does not take the
-    place of a finished one.
+    place of a finished one. One whose settings are refused leaves none.
+
+    Raises
+    ------
+    SettingError
+        Before anything is loaded, if the settings cannot be meant.
     """
+    check_settings(cfg)
     key, name = run_key(cfg), describe(cfg)
     with claim(cfg, key) as record:
         if record is not None:
@@ -212,7 +232,7 @@ def _layer_row(key: str, choices: dict, report: LayerReport) -> dict:
     return {"run": key, **{column: choices[column] for column in columns}, "layer": name, **values}
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 

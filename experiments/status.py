@@ -11,17 +11,22 @@ from statistics import mean
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.configuration import CONFIG_PATH
+from experiments.checks import check_settings
+from experiments.configuration import CONFIG_PATH, SettingError
 from experiments.sweeping import check_launcher, duration, expand
-from experiments.units import FAILED, FINISHED, MISSING, RUNNING, describe, run_key, state
+from experiments.units import FAILED, FINISHED, MISSING, RUNNING, describe_any, run_key, state
 
 
 def main() -> None:
     check_launcher(sys.argv[1:])
     overrides = [each for each in sys.argv[1:] if each not in ("-m", "--multirun")]
-    print(status(planned(overrides)))
+    try:
+        configs = planned(overrides)
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
+    print(status(configs))
 
 
 def planned(overrides: list[str]) -> list[DictConfig]:
@@ -30,15 +35,22 @@ def planned(overrides: list[str]) -> list[DictConfig]:
         parsed = OverridesParser.create().parse_overrides(overrides)
         single = [each.input_line for each in parsed if not each.is_sweep_override()]
         whole = compose("compress", overrides=single, return_hydra_config=True)
-        params = OmegaConf.to_container(whole.hydra.sweeper).get("params")
-        return [compose("compress", overrides=run) for run in expand(overrides, params)]
+        return [compose("compress", overrides=run) for run in expand(overrides, whole.hydra)]
 
 
 def status(configs: list[DictConfig]) -> str:
     """A table for people: counts, the time left, and each run that is not finished."""
-    # The same run may stand in a sweep twice; it is done once.
-    runs = {run_key(cfg): cfg for cfg in configs}
-    found = {key: state(cfg, key) for key, cfg in runs.items()}
+    runs, found = {}, {}
+    for cfg in configs:
+        try:
+            check_settings(cfg)
+        except SettingError as error:
+            key, now = str(error), (FAILED, {"error": f"{type(error).__name__}: {error}"})
+        else:
+            # The same run may stand in a sweep twice; it is done once.
+            key = run_key(cfg)
+            now = state(cfg, key)
+        runs[key], found[key] = cfg, now
     counts = Counter(how for how, _ in found.values())
     lines = [
         f"{len(runs)} runs: "
@@ -55,7 +67,7 @@ def status(configs: list[DictConfig]) -> str:
     for how in (RUNNING, FAILED, MISSING):
         for key, (now, about) in found.items():
             if now == how:
-                lines.append(f"  {how:8} {describe(runs[key])}{_note(how, about)}")
+                lines.append(f"  {how:8} {describe_any(runs[key], 'a run')}{_note(how, about)}")
     return "\n".join(lines)
 
 

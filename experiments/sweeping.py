@@ -1,7 +1,8 @@
 """What happens around the runs of a sweep: checks before it, one line during it, a report after it.
 
 Each run notes its outcome in a file below the sweep's folder, which the process that started the
-sweep reads. So all of it works alike whichever launcher runs the jobs, and wherever.
+sweep reads. So all of it works alike whichever launcher runs the jobs, and wherever. A sweep has
+succeeded when each of its runs has left word that it finished: one that leaves none has failed.
 """
 
 import json
@@ -15,15 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from experiments.configuration import SettingError
 from experiments.records import write_json
-from experiments.tracking import TrackingError, check_tracking, log_sweep
+from experiments.tracking import check_tracking, log_sweep
 from experiments.units import FAILED, FINISHED, read_record
 
 log = logging.getLogger(__name__)
@@ -43,14 +46,19 @@ _SECONDS_A_LOOK = 0.5
 def command(main: Callable[[], None]) -> None:
     """Run a Hydra command that may be a sweep, and report on the sweep when it is over.
 
-    Exits with 1 if a run failed. Ctrl-C and a launcher's own errors pass through after the report.
+    Exits with 1 if a run of it failed or did not come to its end. Ctrl-C and a launcher's own
+    errors pass through after the report.
     """
     check_launcher(sys.argv[1:])
+    done = False
     try:
         main()
+    except SystemExit as ended:
+        if ended.code:  # else by a run that ended its process: the report tells
+            raise
     finally:
-        failed = _watched.pop().end() if _watched else False
-    if failed:
+        done = _watched.pop().end() if _watched else True
+    if not done:
         sys.exit(1)
 
 
@@ -67,11 +75,31 @@ def check_launcher(overrides: list[str]) -> None:
                 )
 
 
-def expand(overrides: list[str], params: dict[str, str] | None = None) -> list[list[str]]:
-    """The runs of a sweep, each as its overrides, in the order in which Hydra numbers them."""
-    texts = [*(f"{key}={value}" for key, value in (params or {}).items()), *overrides]
-    parsed = OverridesParser.create().parse_overrides(texts)
-    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+def expand(overrides: list[str], hydra_config: DictConfig) -> list[list[str]]:
+    """The runs of a sweep, each as its overrides, in the order in which Hydra numbers them.
+
+    As by Hydra's basic sweeper, in a process in which Hydra is set up: what a ``glob()`` stands for
+    is read off its configs.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or another sweeper is to make them.
+    """
+    if not hydra_config.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+        raise ValueError(
+            f"hydra/sweeper is {hydra_config.sweeper._target_}; whether all runs of a sweep have "
+            "finished is known for that of Hydra itself only, hydra/sweeper=basic"
+        )
+    params = hydra_config.sweeper.get("params") or {}
+    texts = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    runs = BasicSweeper.split_arguments(parser.parse_overrides(texts), max_batch_size=None)[0]
+    if not runs:
+        raise ValueError(
+            f"the sweep has no runs, since a glob() matches nothing: {' '.join(texts)}"
+        )
+    return runs
 
 
 def group_of(experiment_name: str, hydra_config: DictConfig) -> str:
@@ -81,10 +109,22 @@ def group_of(experiment_name: str, hydra_config: DictConfig) -> str:
     return f"{experiment_name}-{folder.name}"
 
 
+def check_watched(hydra_config: DictConfig) -> None:
+    """Raise a ValueError for a run of a sweep that nobody would miss if it failed."""
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return
+    callback = (hydra_config.callbacks or {}).get("sweep") or {}
+    if callback.get("_target_") != f"{__name__}.{SweepCallback.__name__}":
+        raise ValueError(
+            "hydra.callbacks.sweep is not that of conf/compress.yaml, without which a sweep would "
+            "hide what fails; leave it as it is"
+        )
+
+
 def note_outcome(hydra_config: DictConfig, name: str, state: str, **about) -> None:
     """Leave word of how a job ended, for the process that started the sweep."""
     if hydra_config.mode == RunMode.MULTIRUN:
-        path = _outcomes(hydra_config.sweep.dir) / f"{hydra_config.job.num}.json"
+        path = Path(hydra_config.callbacks.sweep.outcomes) / f"{hydra_config.job.num}.json"
         overrides = list(hydra_config.overrides.task)
         write_json(path, {"name": name, "state": state, "overrides": overrides, **about})
 
@@ -92,7 +132,7 @@ def note_outcome(hydra_config: DictConfig, name: str, state: str, **about) -> No
 def set_verbosity(verbosity: str) -> None:
     """How much the console says; the log files keep everything."""
     if verbosity not in VERBOSITIES:
-        raise ValueError(f"verbosity is {verbosity!r}; choose one of {VERBOSITIES}")
+        raise SettingError(f"verbosity is {verbosity!r}; choose one of {', '.join(VERBOSITIES)}")
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
             handler.setLevel(logging.WARNING if verbosity == "quiet" else logging.INFO)
@@ -118,32 +158,47 @@ def layer_bar(cfg: DictConfig, name: str, layers: int) -> Iterator[Callable | No
         yield lambda report: bar.update()
 
 
-def _outcomes(sweep_dir: str | Path) -> Path:
-    return Path(sweep_dir) / "outcomes"
-
-
 class SweepCallback(Callback):
-    """Begins the watch over a sweep. Without state of its own, since launchers pickle it."""
+    """Begins the watch over a sweep. Launchers pickle it, so it holds no more than a path.
+
+    Parameters
+    ----------
+    outcomes : str
+        The folder in which the jobs of this sweep, and of no other, note how they ended.
+    """
+
+    def __init__(self, outcomes: str):
+        self.outcomes = Path(outcomes)
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
-        _check(config)
+        with _ending_the_command():
+            check_tracking(config.tracking)
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
-        _check(config)
-        if config.verbosity == "quiet":
-            for name in ("hydra", "hydra_plugins"):
-                logging.getLogger(name).setLevel(logging.WARNING)
-        _watched.append(Watch(config))
+        with _ending_the_command():
+            check_tracking(config.tracking)
+            if config.verbosity == "quiet":
+                for name in ("hydra", "hydra_plugins"):
+                    logging.getLogger(name).setLevel(logging.WARNING)
+            _watched.append(Watch(config, self.outcomes))
+
+
+@contextmanager
+def _ending_the_command() -> Iterator[None]:
+    """End the process for what a callback raises: Hydra would warn and go on."""
+    try:
+        yield
+    except Exception as error:
+        sys.exit(f"Error: {error}")
 
 
 class Watch:
     """A sweep, seen from the process that started it."""
 
-    def __init__(self, config: DictConfig):
+    def __init__(self, config: DictConfig, outcomes: Path):
         self.config = config
-        self.folder = _outcomes(config.hydra.sweep.dir)
-        params = OmegaConf.to_container(config.hydra.sweeper).get("params")
-        self.total = len(expand(list(config.hydra.overrides.task), params))
+        self.folder = outcomes
+        self.total = len(expand(list(config.hydra.overrides.task), config.hydra))
         self.started = time.monotonic()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._show, daemon=True)
@@ -161,11 +216,12 @@ class Watch:
                     return
 
     def _read(self) -> list[dict]:
-        outcomes = (json.loads(path.read_text()) for path in self.folder.glob("*.json"))
-        return sorted(outcomes, key=lambda outcome: outcome["name"])
+        """What the jobs have noted; an outcome that cannot be read is none."""
+        outcomes = [_outcome(path) for path in self.folder.glob("*.json")]
+        return sorted(filter(None, outcomes), key=lambda outcome: outcome["name"])
 
     def end(self) -> bool:
-        """Report on the sweep; whether a run of it failed."""
+        """Report on the sweep; whether all its runs finished."""
         self.over.set()
         self.thread.join()
         outcomes = self._read()
@@ -183,19 +239,26 @@ class Watch:
             _say("The same command does what is left; finished runs are kept.")
         if any(not outcome.get("skipped") for outcome in outcomes):
             self._log(outcomes)
-        return bool(failed)
+        return not failed and not missing
 
     def _log(self, outcomes: list[dict]) -> None:
         folder = Path(self.config.record_dir)
-        keys = {outcome["key"] for outcome in outcomes if outcome["state"] == FINISHED}
-        records = (read_record(folder / f"{key}.json") for key in sorted(keys))
-        rows = [record["row"] for record in records if record and record["state"] == FINISHED]
-        group = group_of(self.config.experiment_name, self.config.hydra)
         overrides = list(self.config.hydra.overrides.task)
         try:
+            keys = {outcome["key"] for outcome in outcomes if outcome["state"] == FINISHED}
+            records = (read_record(folder / f"{key}.json") for key in sorted(keys))
+            rows = [record["row"] for record in records if record and record["state"] == FINISHED]
+            group = group_of(self.config.experiment_name, self.config.hydra)
             log_sweep(self.config.tracking, group=group, config={"sweep": overrides}, rows=rows)
         except Exception as error:  # it mirrors what is on disk
             log.warning("the sweep was not logged: %s", error)
+
+
+def _outcome(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 # The sweep that this process has started, if any.
@@ -222,11 +285,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def _check(config: DictConfig) -> None:
-    try:
-        check_tracking(config.tracking)
-    except TrackingError as error:
-        # Hydra turns other exceptions of a callback into warnings.
-        sys.exit(str(error))

@@ -20,6 +20,7 @@ from experiments.locking import locked
 
 log = logging.getLogger(__name__)
 
+NAMES = ("wandb", "csv", "none")
 MODES = ("offline", "online")
 _REACH_SECONDS = 3
 _INIT_SECONDS = 15

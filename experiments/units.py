@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.checkpoints import checkpoint_path
+from experiments.configuration import SettingError, given_goals
 from experiments.data import data_sha256
 from experiments.locking import holder, locked
 from experiments.records import (
@@ -73,11 +74,11 @@ def find_record(cfg: DictConfig, key: str) -> dict | None:
 
     Raises
     ------
-    ValueError
+    SettingError
         If ``finished_in`` is neither of `FINISHED_IN`.
     """
     if cfg.finished_in not in FINISHED_IN:
-        raise ValueError(f"finished_in is {cfg.finished_in!r}; choose one of {FINISHED_IN}")
+        raise SettingError(f"finished_in is {cfg.finished_in!r}; choose one of {FINISHED_IN}")
     record = read_record(record_path(cfg, key))
     if cfg.finished_in == "records" or (record and record["state"] == FINISHED):
         return record
@@ -142,14 +143,15 @@ def goal_of(cfg: DictConfig) -> tuple[str, float]:
 
     Raises
     ------
-    ValueError
+    SettingError
         If more than one goal is set; names them.
     """
-    wanted = {name: value for name, value in cfg.goal.items() if value is not None}
-    wanted.pop("tolerances", None)
+    wanted = given_goals(cfg.goal)
     if len(wanted) > 1:
-        raise ValueError(f"goal has {', '.join(wanted)}; set one of them")
-    return next(iter(wanted.items()), (ONE_TOLERANCE, cfg.method.relative_tolerance))
+        raise SettingError(f"goal has {', '.join(wanted)}; set one of them")
+    for goal in wanted.items():
+        return goal
+    return ONE_TOLERANCE, cfg.method.relative_tolerance
 
 
 def choices(cfg: DictConfig) -> dict:
@@ -181,10 +183,22 @@ def describe(cfg: DictConfig) -> str:
     words = ["{model}", "{method}", "{constraint}"]
     refit = {"none": [], "fixed": ["refit"]}.get(chosen["refit"], ["{refit} refit"])
     words += refit + ["cascade"] * (chosen["order"] == "cascade")
-    words += ["ridge {ridge:g}"] * (chosen["ridge"] != USUAL_RIDGE)
+    words += ["ridge {ridge}"] * (chosen["ridge"] != USUAL_RIDGE)
     words += ["{goal}"] * (chosen["goal"] != ONE_TOLERANCE)
-    words += ["{wanted:g}", "seed", "{seed},", "{calibration_samples}", "samples"]
-    return " ".join(words).format(**chosen)
+    words += ["{wanted}", "seed", "{seed},", "{calibration_samples}", "samples"]
+    # Whatever they are: a run whose settings are refused has to be named too.
+    shown = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in chosen.items()
+    }
+    return " ".join(words).format(**shown)
+
+
+def describe_any(cfg: DictConfig, otherwise: str) -> str:
+    """As `describe`, also where settings are too odd for it; then it is `otherwise`."""
+    try:
+        return describe(cfg)
+    except Exception:
+        return otherwise
 
 
 def settings(cfg: DictConfig) -> dict:

@@ -99,6 +99,35 @@ def test_tables_hold_a_row_a_run_and_a_row_a_layer(swept):
     assert (layers["relative_error"] <= layers["relative_tolerance"] * (1 + 1e-3)).all()
 
 
+def test_the_summary_has_a_line_a_method_and_says_where_to_look(swept):
+    done = command("summary", folder=swept)
+    assert done.returncode == 0, done.stderr
+    sweeps = pd.read_csv(swept / "results/sweeps.csv").set_index(["method", "relative_tolerance"])
+    for method in ("ddlr", "nettrim"):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(method)]
+        rows = sweeps.loc[method].sort_index()
+        cells = [f"{100 * row.kept_fraction:.1f} / {row.accuracy:.1f}" for row in rows.itertuples()]
+        assert line.split()[1:] == " ".join(cells).split()
+    assert f"{swept}/results/sweeps.csv: one row a run" in done.stdout
+    assert len(done.stdout.splitlines()) < 24
+
+
+def test_the_demo_writes_into_a_folder_of_its_own_and_needs_no_download():
+    shown = subprocess.run(
+        ["make", "-n", "demo"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    steps = [line for line in shown.stdout.splitlines() if "-m experiments." in line]
+    names = ("train_baseline", "compress", "compress", "collect", "plot", "summary")
+    assert len(steps) == len(names)
+    for step, name in zip(steps, names, strict=True):
+        assert f"-m experiments.{name} " in step
+        assert "results_dir=demo output_dir=demo/outputs" in step
+    assert "demo/" in (REPOSITORY / ".gitignore").read_text().splitlines()
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        cfg = compose("compress", overrides=["+experiment=demo"])
+    assert (cfg.dataset.name, cfg.model.name, cfg.tracking.name) == ("digits", "mlp_digits", "none")
+
+
 def test_a_rerun_gives_the_same_numbers_in_the_same_row(swept):
     before = pd.read_csv(swept / "results/sweeps.csv").drop(columns="seconds")
     overrides = ("calibration_samples=300", "method=nettrim", "method.relative_tolerance=0.3")

@@ -10,12 +10,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from experiments import data
-from experiments.data import DataUnavailableError, load_dataset
+from experiments.data import DataUnavailableError, load_dataset, training_samples
 from experiments.vision import torchvision
 
 
 def test_digits_are_split_without_overlap_and_reproducibly(digits):
     assert (len(digits.train), len(digits.held_out), len(digits.test)) == (1200, 200, 397)
+    assert len(digits.train) == training_samples("digits", held_out=200)
     again = load_dataset("digits", "unused", held_out=200)
     assert torch.equal(digits.train.images, again.train.images)
     assert digits.sha256 == again.sha256

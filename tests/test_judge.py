@@ -30,7 +30,10 @@ METHODS = {
     "magnitude_global": ("magnitude_global", ()),
     "to a goal": (
         "fewest_weights",
-        ("method.refit=fixed", "goal.max_accuracy_drop=6", "goal.tolerances=[0.2,0.5]"),
+        (
+            *("method.refit=fixed", "method.relative_tolerance=null"),
+            *("goal.max_accuracy_drop=6", "goal.tolerances=[0.2,0.5]"),
+        ),
     ),
     "refit as a whole": ("lowest_rank", ("method.refit=network", "method.order=cascade")),
 }

@@ -9,18 +9,21 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import ddlr
 import nettrim
 from ddlr.reduced_rank import RIDGE
 from experiments import cache, compress, sweeping
-from experiments.configuration import CONFIG_PATH, REPOSITORY
+from experiments.checks import check_settings
+from experiments.configuration import CONFIG_PATH, REPOSITORY, SettingError
 from experiments.locking import holder, locked
 from experiments.networks import mlp_digits
 from experiments.records import USUAL_RIDGE, read_records
@@ -212,7 +215,7 @@ def test_status_tells_what_is_finished_running_failed_and_missing(tmp_path):
     shown = planned([*QUICK, grid, *places(tmp_path)])
     running, _, finished, failing = shown
     compress.run(finished, group="g")
-    with pytest.raises(ValueError, match="relative_tolerance is -1"):
+    with pytest.raises(SettingError, match=r"method.relative_tolerance is -1"):
         compress.run(failing, group="g")
     with locked(lock_path(running, run_key(running))):
         text = status(shown)
@@ -222,8 +225,8 @@ def test_status_tells_what_is_finished_running_failed_and_missing(tmp_path):
         in text
     )
     assert (
-        "failed   mlp_digits nettrim net_trim -1 seed 0, 200 samples  ValueError: relative_tol"
-        in text
+        "failed   mlp_digits nettrim net_trim -1 seed 0, 200 samples  "
+        "SettingError: method.relative_tolerance is -1" in text
     )
     assert "missing  mlp_digits nettrim net_trim 0.4 seed 0, 200 samples" in text
     assert "running" not in status([finished]).partition("\n")[2]
@@ -447,20 +450,20 @@ def test_two_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path
         _, said = process.communicate(timeout=300)
         assert f"sweep: {runs} runs finished, 0 failed, 0 not done" in said
         (folder,) = (tmp_path / "outputs/compress").glob(f"*_{process.pid}")
-        assert len(list((folder / "outcomes").iterdir())) == runs
+        assert len(list(folder.glob("outcomes/*/*.json"))) == runs
 
 
 def test_a_sweep_reports_what_failed_and_finishes_the_rest(tmp_path):
-    grid = ("method.relative_tolerance=-1,0.5,0.6", "tracking=wandb")
-    done = command(tmp_path, "-m", *QUICK, *grid)
+    grid = ("method.max_iterations=1,4000,5000", "method.raise_on_failure=true")
+    done = command(tmp_path, "-m", *QUICK, *grid, "tracking=wandb")
     assert done.returncode == 1
     report = done.stderr[done.stderr.index("sweep:") :]
     assert report.startswith("sweep: 2 runs finished, 1 failed, 0 not done")
     assert (
-        "failed: mlp_digits nettrim net_trim -1 seed 0, 200 samples\n  ValueError: relative_tol"
-        in report
+        "failed: mlp_digits nettrim net_trim 0.5 seed 0, 200 samples\n  "
+        "ConvergenceError: layer 'fc1'" in report
     )
-    assert "method.relative_tolerance=-1" in report.partition("config:")[2]
+    assert "method.max_iterations=1 " in report.partition("config:")[2]
     records = read_records(tmp_path / "results/records")
     assert sorted(record["state"] for record in records) == ["failed", "finished", "finished"]
     # Three runs and the sweep's own, each finished: none goes on in the next one's folder.
@@ -482,6 +485,281 @@ def exit_code(folder: Path) -> int:
     found = entries(folder)
     (code,) = [entry["exit"]["exit_code"] for entry in found if entry["type"] == "exit"]
     return int(code)
+
+
+def test_a_sweep_with_a_failure_does_not_exit_with_0_whatever_makes_its_runs(tmp_path):
+    grid = ("method=glob(*_rank)", "method.relative_tolerance=abc,0.5")
+    kept = [each for each in QUICK if not each.startswith("method")]
+    done = command(tmp_path, "-m", *kept, *grid)
+    assert done.returncode == 1
+    assert "sweep: 1 runs finished, 1 failed, 0 not done" in done.stderr
+    assert (
+        "failed: mlp_digits lowest_rank hinge abc seed 0, 200 samples\n  "
+        "SettingError: method.relative_tolerance is 'abc'" in done.stderr
+    )
+    assert len(read_records(tmp_path / "results/records")) == 1
+
+
+def test_outcomes_of_an_earlier_sweep_in_the_same_folder_do_not_count(tmp_path):
+    folder = f"hydra.sweep.dir={tmp_path}/sweep"
+    failing = command(tmp_path, "-m", *QUICK, folder, "method.relative_tolerance=-1,nan")
+    assert failing.returncode == 1
+    assert "sweep: 0 runs finished, 2 failed, 0 not done" in failing.stderr
+    done = command(tmp_path, "-m", *QUICK, folder, "method.relative_tolerance=0.5")
+    assert done.returncode == 0, done.stderr
+    assert "sweep: 1 runs finished, 0 failed, 0 not done" in done.stderr
+
+
+SWEEP = ("+experiment=reproduce", "model=lenet5", "verbosity=quiet", "tracking=none")
+RUNS_OF_SWEEP = 24
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch) -> Iterator[DictConfig]:
+    """The config of a sweep that is under way in this process."""
+    monkeypatch.setattr(sys, "argv", ["compress"])
+    overrides = [*SWEEP, f"hydra.sweep.dir={tmp_path}/sweep", "hydra.mode=MULTIRUN"]
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        cfg = compose("compress", [*overrides, *places(tmp_path)], return_hydra_config=True)
+        yield cfg
+    sweeping._watched.clear()
+
+
+def start(cfg: DictConfig) -> None:
+    sweeping.SweepCallback(cfg.hydra.callbacks.sweep.outcomes).on_multirun_start(config=cfg)
+
+
+def note(cfg: DictConfig, number: int, state: str = "finished") -> None:
+    """What the job of that number leaves."""
+    cfg.hydra.job.num = number
+    about = {"key": "k", "skipped": True} if state == "finished" else {"cause": "an error"}
+    sweeping.note_outcome(cfg.hydra, f"run {number}", state, **about)
+
+
+def nothing() -> None:
+    pass
+
+
+def dead() -> None:
+    sys.exit(0)
+
+
+def test_a_sweep_succeeds_when_every_run_has_left_word_that_it_finished(sweep):
+    start(sweep)
+    for number in range(RUNS_OF_SWEEP):
+        note(sweep, number)
+    sweeping.command(nothing)
+
+
+@pytest.mark.parametrize(
+    ("last", "main"),
+    [("failed", nothing), (None, nothing), (None, dead), ("unreadable", nothing)],
+)
+def test_a_run_that_failed_or_left_no_word_gives_exit_code_1(last, main, sweep, capsys):
+    start(sweep)
+    for number in range(RUNS_OF_SWEEP - 1):
+        note(sweep, number)
+    if last:
+        note(sweep, RUNS_OF_SWEEP - 1, last)
+    if last == "unreadable":
+        outcomes = Path(sweep.hydra.callbacks.sweep.outcomes)
+        (outcomes / f"{RUNS_OF_SWEEP - 1}.json").write_text("{")
+    with pytest.raises(SystemExit) as ended:
+        sweeping.command(main)
+    assert ended.value.code == 1
+    counts = "1 failed, 0 not done" if last == "failed" else "0 failed, 1 not done"
+    assert f"sweep: {RUNS_OF_SWEEP - 1} runs finished, {counts}" in capsys.readouterr().err
+
+
+def test_errors_of_the_launcher_pass_through_after_the_report(sweep, capsys):
+    start(sweep)
+    with pytest.raises(ZeroDivisionError):
+        sweeping.command(lambda: 1 / 0)
+    assert f"{RUNS_OF_SWEEP} not done" in capsys.readouterr().err
+
+
+def test_a_watch_that_cannot_begin_ends_the_command(sweep, monkeypatch):
+    monkeypatch.setattr(sweeping, "expand", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit, match="Error: division by zero"):
+        start(sweep)
+
+
+def test_a_sweep_that_nobody_watches_is_refused(sweep):
+    sweeping.check_watched(sweep.hydra)
+    sweep.hydra.callbacks.sweep._target_ = "hydra.experimental.callback.Callback"
+    with pytest.raises(ValueError, match=r"hydra.callbacks.sweep is not that of"):
+        sweeping.check_watched(sweep.hydra)
+    del sweep.hydra.callbacks.sweep
+    with pytest.raises(ValueError, match=r"hydra.callbacks.sweep is not that of"):
+        sweeping.check_watched(sweep.hydra)
+
+
+def test_all_jobs_of_a_sweep_and_no_others_share_a_folder_of_outcomes(sweep):
+    mine = sweep.hydra.callbacks.sweep.outcomes
+    # As launchers take the config to other processes.
+    there = pickle.loads(pickle.dumps(sweep))
+    loader = GlobalHydra.instance().config_loader()
+    for job in (sweep, there):
+        assert loader.load_sweep_config(job, ["seed=3"]).hydra.callbacks.sweep.outcomes == mine
+    again = compose("compress", [*SWEEP, f"hydra.sweep.dir={sweep.hydra.sweep.dir}"], True)
+    other = again.hydra.callbacks.sweep.outcomes
+    assert Path(other).parent == Path(mine).parent
+    assert other != mine
+
+
+@pytest.mark.parametrize(
+    ("overrides", "runs"),
+    [
+        (["seed=0,1", "method=svd"], 2),
+        (["method=choice(svd,ddlr,nettrim)", "seed=range(3)"], 9),
+        (["method=glob(magnitude*)"], 2),
+        (["method=glob(*, exclude=[*_*, svd])"], 3),  # ddlr, magnitude and nettrim
+        (["+experiment=mine"], 4),
+        (["+experiment=mine", "method=svd"], 2),
+    ],
+)
+def test_runs_are_counted_whatever_makes_them(overrides, runs, tmp_path):
+    own = tmp_path / "experiment/mine.yaml"
+    own.parent.mkdir()
+    params = {"method": "glob(magnitude*)", "method.relative_tolerance": "${grid}"}
+    content = {"grid": "0.1,0.2", "hydra": {"sweeper": {"params": params}}}
+    own.write_text("# @package _global_\n" + OmegaConf.to_yaml(OmegaConf.create(content)))
+    assert len(planned([f"hydra.searchpath=[file://{tmp_path}]", *overrides])) == runs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=glob(nothing*)"], "the sweep has no runs, since a glob"),
+        (["hydra.sweeper._target_=another.Sweeper", "seed=0,1"], "hydra/sweeper is another"),
+    ],
+)
+def test_a_sweep_whose_runs_are_not_known_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        planned(overrides)
+
+
+# Settings that are refused
+
+WRONG = {
+    "method.relative_tolerance": ("abc", "nan", "inf", "-1", "null", "true", "[0.1]", "'0.1'"),
+    "calibration_samples": ("abc", "1.5", "0", "-5", "1e2", "true", "null", "1201"),
+    "method.max_iterations": ("abc", "0", "1.5"),
+    "method.tolerance": ("abc", "0", "nan"),
+    "method.ridge": ("abc", "0", "inf"),
+    "method.refit": ("fxed", "null"),
+    "method.order": ("fxed",),
+    "method.constraint": ("fxed",),
+    "method.penalise_bias": ("1",),
+    "method.raise_on_failure": ("maybe",),
+    "seed": ("abc", "1.5", "-1", "null"),
+    "workers": ("abc", "0"),
+    "threads": ("abc", "0"),
+    "device": ("cdua", "3"),
+    "rerun": ("maybe",),
+    "verbosity": ("loud",),
+    "cache.enabled": ("maybe",),
+    "cache.limit_gib": ("abc", "-1"),
+    "dataset.held_out": ("abc", "0", "1400"),
+    "goal.max_parameters": ("abc", "-1", "1.5"),
+    "goal.kept_fraction": ("abc", "nan", "1.5"),
+    "goal.max_output_error": ("abc", "inf"),
+    "goal.max_accuracy_drop": ("abc", "-1"),
+    "goal.min_agreement": ("abc", "2"),
+    "goal.tolerances": ("[0.1,abc]", "0.1", "[]"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_value_of_the_wrong_kind_is_named_in_one_line(key, tmp_path, monkeypatch):
+    monkeypatch.setattr(compress, "prepare", lambda *_: pytest.fail("the network was loaded"))
+    own = [f"goal.kept_fraction={0.5 if key == 'goal.tolerances' else 'null'}"]
+    if key.startswith("goal."):
+        own.append("method.relative_tolerance=null")
+    for value in WRONG[key]:
+        cfg = configured(tmp_path, *own, f"{key}={value}")
+        with pytest.raises(SettingError) as refused:
+            sweeping.set_verbosity(cfg.verbosity)
+            compress.run(cfg, group="g")
+        assert str(refused.value).startswith(f"{key} is ")
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["calibration_samples=1.5"], "calibration_samples is 1.5"),
+        (["goal.kept_fraction=0.5"], "method.relative_tolerance is 0.5 and goal.kept_fraction"),
+    ],
+)
+def test_a_single_run_that_is_refused_says_so_in_one_line(overrides, key, tmp_path):
+    done = command(tmp_path, *QUICK, *overrides)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert key in line
+    assert not (tmp_path / "results").exists()
+
+
+def method_names() -> list[str]:
+    return sorted(path.stem for path in (Path(CONFIG_PATH) / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_method_has_a_tolerance_by_default_and_none_beside_a_goal(method):
+    def composed(*overrides: str) -> DictConfig:
+        with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+            return compose("compress", [f"method={method}", *overrides])
+
+    assert composed().method.relative_tolerance == 0.1
+    goal = composed("goal.kept_fraction=0.5")
+    assert goal.method.relative_tolerance is None
+    check_settings(goal)
+    # The default, given by the user, is given all the same.
+    for given in ("0.1", "0.3"):
+        both = composed("goal.kept_fraction=0.5", f"method.relative_tolerance={given}")
+        with pytest.raises(SettingError, match=r"method.relative_tolerance is .*, not both"):
+            check_settings(both)
+
+
+def test_a_goal_s_tolerances_without_a_goal_are_refused(tmp_path):
+    with pytest.raises(SettingError, match=r"goal.tolerances is given without a goal"):
+        compress.run(configured(tmp_path, "goal.tolerances=[0.1]"), group="g")
+
+
+def experiment_names() -> list[str]:
+    names = sorted(path.stem for path in (Path(CONFIG_PATH) / "experiment").glob("*.yaml"))
+    return [name for name in names if not name.startswith("benchmark")]  # of another command
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_the_runs_of_every_experiment_are_allowed(name):
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        whole = compose("compress", [f"+experiment={name}"], return_hydra_config=True)
+        runs = sweeping.expand([f"+experiment={name}"], whole.hydra)
+        for run in (runs[0], runs[-1]):
+            check_settings(compose("compress", run))
+
+
+@pytest.mark.parametrize("name", ["mnist_convex", "mnist_goals"])
+def test_runs_are_known_by_the_names_that_the_committed_tables_have(name):
+    with (REPOSITORY / "results/sweeps.csv").open() as stream:
+        known = {row["run"] for row in csv.DictReader(stream)}
+    one_network = ("model=lenet_300_100", "seed=0", "method.refit=fixed", "method.order=cascade")
+    runs = planned([f"+experiment={name}", *one_network])
+    assert {run_key(cfg) for cfg in runs} <= known
+
+
+def test_the_default_number_of_samples_is_no_more_than_there_are(tmp_path, digits):
+    own = [each for each in QUICK if not each.startswith("calibration_samples")]
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        cfg = compose("compress", [*own, *places(tmp_path)])
+        usual = [compose("compress", [f"dataset={name}"]) for name in ("mnist", "cifar10")]
+    assert cfg.calibration_samples == len(digits.train)
+    assert [each.calibration_samples for each in usual] == [5000, 5000]
+    record, _ = compress.run(cfg, group="g")
+    assert record["row"]["calibration_samples"] == len(digits.train)
 
 
 def test_on_a_terminal_a_line_shows_how_far_the_sweep_is(tmp_path):

@@ -88,7 +88,7 @@ def test_a_run_that_raises_is_reported_and_the_others_finish(launcher, tmp_path)
     assert done.returncode == 1
     assert "3 runs finished, 1 failed, 0 not done" in done.stderr
     assert "failed: mlp_digits nettrim net_trim -1 seed 0," in done.stderr
-    assert "ValueError: relative_tolerance is -1" in done.stderr
+    assert "SettingError: method.relative_tolerance is -1" in done.stderr
     assert "method.relative_tolerance=-1" in done.stderr.rpartition("config:")[2]
     assert len(tables(tmp_path)[0]) == 3
 
