@@ -67,7 +67,7 @@ def fewest_weights(
     Hassibi and Stork (1993), optimal brain surgeon, for the order in which inputs go.
     """
     started = time.perf_counter()
-    check_ridge(ridge)
+    ridge = check_ridge(ridge)
     geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
     plain = geometry.inputs
     check_problem(plain, targets, tolerance=1.0, max_iterations=max_iterations)

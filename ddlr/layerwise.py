@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.admm import CentredInputs, WarmStart, check_problem
+from ddlr.arguments import as_number, as_whole_number
 from ddlr.capture import LayerRecord, capture, feeds_only, run_batches
 from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.input_selection import regress_onto
@@ -276,8 +277,7 @@ def compress_layers(
     ImportError
         If `workers` is more than 1 and joblib is not installed.
     """
-    if not (isinstance(workers, int) and workers >= 1):
-        raise ValueError(f"workers is {workers!r}; it must be a whole number from 1 upwards")
+    workers = as_whole_number(workers, "workers", lowest=1)
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; choose one of {ORDERS}")
     if order == "cascade" and workers > 1:
@@ -351,8 +351,7 @@ def _tolerances(
             f"the layers {list(names)}"
         )
     for what, value in given.items():
-        if not (isinstance(value, int | float) and value >= 0):
-            raise ValueError(f"{what} is {value!r}; it must be a number from 0 upwards")
+        as_number(value, what)
     return {name: float(tolerances[name]) for name in names}
 
 

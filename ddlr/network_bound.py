@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ddlr.capture import outputs_of
+from ddlr.capture import OutputError, outputs_of
 from ddlr.layerwise import CapturedLayers
 from ddlr.proximal import spectral_norm
 from ddlr.result import CompressionResult, LayerReport, SolverStatus
@@ -69,7 +69,11 @@ def _is_chain(model: nn.Module, result: CompressionResult, captured: CapturedLay
         return False
     if not all(_same(before.targets, after.inputs) for before, after in pairwise(layers)):
         return False
-    return _same(layers[-1].targets, outputs_of(model, captured.batches))
+    try:
+        outputs = outputs_of(model, captured.batches)
+    except OutputError:  # such as a tuple
+        return False
+    return _same(layers[-1].targets, outputs)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -10,7 +10,8 @@ highest threshold on the weights, that does. Inputs and outputs that are always 
 first, as for all methods.
 
 Parameters, return value and errors of the four methods are those of `ddlr.compress`; of refits they
-have "none" and "network", which moves all layers together at the sizes that were found.
+have "none" and "network", which moves all layers together at the sizes that were found, towards
+outputs that are logits of classes.
 """
 
 import math
@@ -188,7 +189,9 @@ def _compress(
         workers=workers,
         on_layer=on_layer,
     )
-    return result if refit == "none" else refit_result(model, result, calibration)
+    if refit == "none":
+        return result
+    return refit_result(model, result, calibration, output="classes")
 
 
 # --- low rank --------------------------------------------------------------------------------
