@@ -175,7 +175,8 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
 
     As if the effects of layers added up. Layers are joined one by one, and what is beaten by others
     with the same option of the layer joined last is left out at once, so this is exact; beyond 4096
-    allocations it is thinned out. The network as it is, each tolerance being 0, is never left out.
+    allocations it is thinned out. The network as it is, each tolerance being 0, comes last, also
+    where a smaller one equals it on the calibration inputs.
     """
     last = [Option(0.0, 0, 0.0)]
     joined = [[Allocation(0, 0.0, {})]]
@@ -195,14 +196,22 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
             for option in choices
         ]
         last = choices
-    return _unbeaten([each for allocations in joined for each in allocations])
+    found = _unbeaten([each for allocations in joined for each in allocations])
+    untouched = [choices[0] for choices in options.values()]
+    if any(found[-1].tolerances.values()) and not any(
+        option.tolerance or option.effect for option in untouched
+    ):
+        # Equalled by a smaller one, or beaten by rounding.
+        size = sum(option.parameters for option in untouched)
+        found = found[: _FRONTIER_AT_MOST - 1]
+        found.append(Allocation(size, 0.0, dict.fromkeys(options, 0.0)))
+    return found
 
 
 def _unbeaten(allocations: list[Allocation]) -> list[Allocation]:
     kept: list[Allocation] = []
     for each in sorted(allocations, key=lambda one: (one.parameters, one.effect)):
-        untouched = not any(each.tolerances.values())  # it may be equalled, by rounding
-        if not kept or each.effect < kept[-1].effect or untouched:
+        if not kept or each.effect < kept[-1].effect:
             kept.append(each)
     if len(kept) <= _FRONTIER_AT_MOST:
         return kept
@@ -325,13 +334,23 @@ def reach(
             return False
 
     budget = budget_of(goal, captured)
+    # The network as it is comes after one that equals it, if that does not do.
+    last = len(allocations) - 1
+    equalled = last > 0 and allocations[last - 1].effect <= allocations[last].effect
+    last -= equalled
     if budget is not None:
-        index = _largest_within(lambda index: kept_weights(make(index)), allocations, budget)
+        index = _largest_within(
+            lambda index: kept_weights(make(index)), allocations[: last + 1], budget
+        )
+        if equalled and index == last and allocations[-1].parameters <= budget:
+            index += 1
     else:
-        low, index = -1, len(allocations) - 1  # the largest: nothing is compressed
+        low, index = -1, last
         while index - low > 1:
             middle = (low + index) // 2
             low, index = (low, middle) if meets(middle) else (middle, index)
+        if equalled and index == last and not meets(index):
+            index += 1
     result, report = final(index)
     report = dataclasses.replace(
         report,

@@ -102,12 +102,12 @@ def check_outputs(outputs: Sequence[Tensor], output: Output | None) -> None:
 
 
 def divergence(original: Outputs, outputs: Outputs, output: Output) -> float:
-    """How far a network's outputs are from the original's: 0 for equal ones, the mean over samples.
+    """How far a network's outputs are from the original's: 0 for equal ones, but for rounding.
 
     Parameters
     ----------
     original, outputs : Tensor, or sequence of Tensor
-        Of the same shapes; of several tensors, the mean over all of their samples.
+        Of the same shapes. The mean over the samples of all is taken.
     output : {"classes", "binary", "values"} or callable
         "classes": the Kullback-Leibler divergence of the probabilities of classes, from logits
         along the last dimension; "binary": the same of each logit's two answers; "values": the
@@ -138,7 +138,7 @@ def divergence(original: Outputs, outputs: Outputs, output: Output) -> float:
         raise OutputError(
             f"the network's output and the original's are {found} apart; it must be a finite number"
         )
-    return max(0.0, found)  # below it by rounding alone
+    return found
 
 
 def training_loss(
