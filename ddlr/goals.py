@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.arguments import as_number, as_whole_number
+from ddlr.capture import OutputError
 from ddlr.held_out import Batches, HeldOut, checked_labels, read_held_out, settled_output
 from ddlr.layerwise import CapturedLayers
 from ddlr.outputs import (
@@ -99,8 +100,8 @@ def settled(goal: Goal, model: nn.Module, captured: CapturedLayers) -> Goal:
     if goal.name in _OF_PREDICTIONS:
         if isinstance(inputs, Tensor):
             inputs, labels = read_held_out(inputs if labels is None else (inputs, labels))
-        found = outputs_by_batch(model, inputs)
-        if output is not None:
+        found = _held_out_outputs(model, inputs)
+        if output in ("classes", "binary"):
             check_outputs(found, output)
         counted = labels if goal.name == "max_accuracy_drop" else None
         output = settled_output(output, found, counted, goal.name)
@@ -110,6 +111,18 @@ def settled(goal: Goal, model: nn.Module, captured: CapturedLayers) -> Goal:
                 checked_labels(some, each, output)
     check_outputs(calibrated, output or "values")
     return dataclasses.replace(goal, inputs=inputs, labels=labels, output=output)
+
+
+def _held_out_outputs(model: nn.Module, inputs: Batches) -> list[Tensor]:
+    try:
+        return outputs_by_batch(model, inputs)
+    except OutputError as error:
+        raise OutputError(f"on held_out, {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"the network does not take held_out inputs of shape {tuple(inputs[0].shape)} and "
+            f"{inputs[0].dtype}: {error}"
+        ) from error
 
 
 def _check_predictions(outputs: list[Tensor], samples: list[int], output: str) -> None:

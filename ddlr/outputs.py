@@ -17,9 +17,10 @@ KINDS = ("classes", "binary", "values")
 Output = str | Callable[[Tensor, Tensor], Tensor | float]
 Outputs = Tensor | Sequence[Tensor]
 
-# Numbers from here downwards may stand for what is left out, such as -1e9 in place of -inf.
-_MASK = -1e4
-_FAR = 100  # times as far from 0 as all other values, these are
+# Numbers from here downwards may stand for what is left out: -1e9 in place of -inf, or logits to
+# which -1e4 was added.
+_MASK = -5e3
+_FAR = 10  # times as far from 0 as all other values, these are
 # Of a function of equal outputs, which is 0 but for rounding.
 _ZERO = 1e-4
 
@@ -217,7 +218,10 @@ def _kullback_leibler(original: Tensor, outputs: Tensor, output: str) -> Tensor:
 
 
 def _floor(original: Sequence[Tensor]) -> float:
-    """The highest value that stands for what is left out: -inf, or low numbers far from others."""
+    """The highest value that stands for what is left out: -inf, or low numbers far from others.
+
+    A mask that is added to the outputs is about as far spread as they are, but for its rounding.
+    """
     flat = torch.cat([each.flatten() for each in original])
     low, rest = flat[flat <= _MASK], flat[flat > _MASK]
     finite = low[low > -math.inf]
@@ -225,8 +229,7 @@ def _floor(original: Sequence[Tensor]) -> float:
         return -math.inf
     highest = finite.max()
     far = rest.abs().max() * _FAR <= -highest
-    # A mask that was added to the outputs is as far spread as they are, but for its rounding.
-    spread = rest.max() - rest.min() + 1e-6 * highest.abs()
+    spread = 10 * (rest.max() - rest.min()) + 1e-6 * highest.abs()
     return highest.item() if far and highest - finite.min() <= spread else -math.inf
 
 
