@@ -7,15 +7,25 @@ relative tolerance a layer.
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ddlr.capture import outputs_of
+from ddlr.arguments import as_number
+from ddlr.capture import OutputError
+from ddlr.goals import (
+    Goal,
+    budget_of,
+    check_refit_of,
+    chosen_goal,
+    kept_weights,
+    measure_of,
+    output_error,
+    settled,
+)
+from ddlr.held_out import HeldOut
 from ddlr.layerwise import (
     CapturedLayers,
     LayerProblem,
@@ -24,22 +34,14 @@ from ddlr.layerwise import (
 )
 from ddlr.network_bound import output_bound
 from ddlr.network_refit import refit_result
+from ddlr.outputs import Output, check_outputs, divergence, network_outputs
 from ddlr.result import CompressionResult, GoalReport
 
 log = logging.getLogger(__name__)
 
 # Those a layer is tried at, besides being left as it is: a factor of 1.2 apart.
 TOLERANCES = tuple(round(0.03 * 1.2**step, 4) for step in range(20))
-GOALS = (
-    "max_parameters",
-    "kept_fraction",
-    "max_output_error",
-    "max_accuracy_drop",
-    "min_agreement",
-)
-_NORMAL_QUANTILE = 2.576  # of an interval that holds 99 %
 _FRONTIER_AT_MOST = 4096
-_BATCH = 1000
 
 Compress = Callable[..., CompressionResult]
 
@@ -68,26 +70,6 @@ class Allocation:
     tolerances: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What a network is compressed to, as in `compress_to_goal`, and samples that measure it.
-
-    Attributes
-    ----------
-    name : str
-    wanted : float
-    inputs : Tensor, optional
-        Held-out network inputs, for the goals on accuracy and agreement.
-    labels : Tensor, optional
-        Their classes, for accuracy.
-    """
-
-    name: str
-    wanted: float
-    inputs: Tensor | None = None
-    labels: Tensor | None = None
-
-
 def compress_to_goal(
     compress: Compress,
     model: nn.Module,
@@ -98,7 +80,8 @@ def compress_to_goal(
     max_output_error: float | None = None,
     max_accuracy_drop: float | None = None,
     min_agreement: float | None = None,
-    held_out: Tensor | tuple[Tensor, Tensor] | None = None,
+    held_out: HeldOut | None = None,
+    output: Output | None = None,
     order: str = "parallel",
     tolerances: Sequence[float] = TOLERANCES,
     options: Mapping[str, Sequence[Option]] | None = None,
@@ -128,8 +111,19 @@ def compress_to_goal(
         Of accuracy, in per cent, on labelled held-out samples.
     min_agreement : the smallest network that predicts the same on at least this share
         Of held-out samples, between 0 and 1; they need no labels.
-    held_out : Tensor, or (Tensor, Tensor)
-        Network inputs, and their classes, that are not among those of `calibration`.
+    held_out : Tensor, (Tensor, Tensor), or iterable of either
+        For the last two goals: network inputs, and their labels, that are not among those of
+        `calibration`; or batches of them, such as a DataLoader's.
+    output : {"classes", "binary", "values"} or callable, optional
+        What the network's outputs are. "classes": logits along the last dimension, of which the
+        largest is the prediction. "binary": logits, each of which is a prediction by itself, 1
+        above 0, with labels 0 and 1. "values": real numbers. Or a function of the original and the
+        new outputs, two tensors: one number that is 0 for equal outputs and larger the more they
+        differ. It decides what a layer is worth, see `ddlr.outputs.divergence`, what a prediction
+        is, and what a refit of the network trains towards. Unless it is given, layers are weighed
+        by "values" for the first three goals, and the last two take (samples, classes) for
+        "classes", or what labels of the same leading dimensions show; whatever is less certain is
+        refused.
     order : {"parallel", "cascade"}
         Of the networks that are made; where it is "cascade", `compress` is called with it.
     tolerances : sequence of float
@@ -147,8 +141,9 @@ def compress_to_goal(
 
     Raises
     ------
-    ValueError
-        If not exactly one goal is given, or one is not usable; names it.
+    ValueError, TypeError
+        If not exactly one goal is given, or one is not usable; names it. If outputs are not one
+        tensor, or have values that are nan or infinite; -inf, as of masked classes, is left out.
     """
     goal = chosen_goal(
         {
@@ -159,35 +154,20 @@ def compress_to_goal(
             "min_agreement": min_agreement,
         },
         held_out,
+        output,
     )
+    if refit_network:
+        check_refit_of(goal)
     if not isinstance(calibration, CapturedLayers):
         calibration = capture_layers(model, calibration)
+    goal = settled(goal, model, calibration)
     if options is None:
-        options = layer_options(compress, model, calibration, tolerances)
+        options = layer_options(
+            compress, model, calibration, tolerances, output=goal.output or "values"
+        )
     if order != "parallel":
         compress = functools.partial(compress, order=order)
     return reach(goal, compress, model, calibration, frontier(options), refit_network)
-
-
-def chosen_goal(
-    goals: Mapping[str, float | None], held_out: Tensor | tuple[Tensor, Tensor] | None
-) -> Goal:
-    """The one goal that is given, after a check of its value and of the samples it needs."""
-    given = {name: wanted for name, wanted in goals.items() if wanted is not None}
-    if len(given) != 1:
-        raise ValueError(f"give one goal of {tuple(goals)}; given are {tuple(given)}")
-    [(name, wanted)] = given.items()
-    highest = 1 if name in ("kept_fraction", "min_agreement") else math.inf
-    if not 0 <= wanted <= highest:
-        raise ValueError(f"{name} is {wanted!r}; it must be between 0 and {highest}")
-    inputs, labels = held_out if isinstance(held_out, tuple) else (held_out, None)
-    if name in ("max_accuracy_drop", "min_agreement") and inputs is None:
-        raise ValueError(f"{name} is measured on held-out samples; give them as held_out")
-    if name == "max_accuracy_drop" and labels is None:
-        raise ValueError("max_accuracy_drop needs labels: held_out must be (inputs, labels)")
-    if labels is not None and len(labels) != len(inputs):
-        raise ValueError(f"held_out has {len(inputs)} inputs, but {len(labels)} labels")
-    return Goal(name, wanted, inputs, labels)
 
 
 def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
@@ -195,7 +175,8 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
 
     As if the effects of layers added up. Layers are joined one by one, and what is beaten by others
     with the same option of the layer joined last is left out at once, so this is exact; beyond 4096
-    allocations it is thinned out.
+    allocations it is thinned out. The network as it is, each tolerance being 0, comes last, also
+    where a smaller one equals it on the calibration inputs.
     """
     last = [Option(0.0, 0, 0.0)]
     joined = [[Allocation(0, 0.0, {})]]
@@ -215,7 +196,16 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
             for option in choices
         ]
         last = choices
-    return _unbeaten([each for allocations in joined for each in allocations])
+    found = _unbeaten([each for allocations in joined for each in allocations])
+    untouched = [choices[0] for choices in options.values()]
+    if any(found[-1].tolerances.values()) and not any(
+        option.tolerance or option.effect for option in untouched
+    ):
+        # Equalled by a smaller one, or beaten by rounding.
+        size = sum(option.parameters for option in untouched)
+        found = found[: _FRONTIER_AT_MOST - 1]
+        found.append(Allocation(size, 0.0, dict.fromkeys(options, 0.0)))
+    return found
 
 
 def _unbeaten(allocations: list[Allocation]) -> list[Allocation]:
@@ -235,11 +225,13 @@ def layer_options(
     model: nn.Module,
     captured: CapturedLayers,
     tolerances: Sequence[float] = TOLERANCES,
+    *,
+    output: Output = "values",
 ) -> dict[str, list[Option]]:
     """Compress each layer by itself at each tolerance, and measure what the network's outputs lose.
 
-    The effect is the mean Kullback-Leibler divergence of the classes' probabilities on the
-    calibration inputs, outputs being logits.
+    The effect is the divergence of the outputs on the calibration inputs from the original ones,
+    see `ddlr.outputs.divergence`. A tolerance at which they are not finite is left out.
 
     Parameters
     ----------
@@ -248,8 +240,12 @@ def layer_options(
     model : nn.Module
     captured : CapturedLayers
     tolerances : sequence of float
+    output : {"classes", "binary", "values"} or callable
+        What the network's outputs are.
     """
-    original = outputs_of(model, captured.batches)
+    tolerances = sorted(as_number(each, "tolerances") for each in tolerances)
+    original = network_outputs(model, captured.batches)
+    check_outputs(original, output)
     options = {}
     layers = captured.layers
     for layer, following in zip(layers, [*layers[1:], None], strict=True):
@@ -263,7 +259,12 @@ def layer_options(
             drops = result.drops_unused
             if report.parameters_kept >= found[-1].parameters:
                 continue
-            effect = divergence(original, outputs_of(result.model, captured.batches))
+            try:
+                moved = network_outputs(result.model, captured.batches)
+                effect = divergence(original, moved, output)
+            except OutputError as error:
+                log.warning("layer %r at a tolerance of %g: %s", layer.name, tolerance, error)
+                continue
             low_rank = report.form == "low_rank"
             found.append(
                 Option(
@@ -302,10 +303,13 @@ def reach(
         As `frontier` gives them.
     refit_network : bool
     """
+    if refit_network:
+        check_refit_of(goal)
+    goal = settled(goal, model, captured)
     made: dict[int, CompressionResult] = {}
     measured: dict[int, tuple[CompressionResult, GoalReport]] = {}
-    original = outputs_of(model, captured.batches)
-    measure = _measure(goal, model, captured, original)
+    original = network_outputs(model, captured.batches)
+    measure = measure_of(goal, model, captured, original)
 
     def make(index: int) -> CompressionResult:
         if index not in made:
@@ -318,23 +322,40 @@ def reach(
         if index not in measured:
             result = make(index)
             if refit_network:
-                result = refit_result(model, result, captured)
+                result = refit_result(model, result, captured, output=goal.output)
             measured[index] = result, measure(result)
         return measured[index]
 
-    budget = _budget(goal, captured)
+    def meets(index: int) -> bool:
+        try:
+            return final(index)[1].met
+        except OutputError as error:
+            log.warning("a network is taken to miss %s: %s", goal.name, error)
+            return False
+
+    budget = budget_of(goal, captured)
+    # The network as it is comes after one that equals it, if that does not do.
+    last = len(allocations) - 1
+    equalled = last > 0 and allocations[last - 1].effect <= allocations[last].effect
+    last -= equalled
     if budget is not None:
-        index = _largest_within(lambda index: _kept(make(index)), allocations, budget)
+        index = _largest_within(
+            lambda index: kept_weights(make(index)), allocations[: last + 1], budget
+        )
+        if equalled and index == last and allocations[-1].parameters <= budget:
+            index += 1
     else:
-        low, index = -1, len(allocations) - 1  # the largest: nothing is compressed
+        low, index = -1, last
         while index - low > 1:
             middle = (low + index) // 2
-            low, index = (low, middle) if final(middle)[1].met else (middle, index)
+            low, index = (low, middle) if meets(middle) else (middle, index)
+        if equalled and index == last and not meets(index):
+            index += 1
     result, report = final(index)
     report = dataclasses.replace(
         report,
         tried=len(made),
-        output_error=_output_error(original, result, captured),
+        output_error=output_error(original, result, captured),
         output_bound=output_bound(model, result, captured),
     )
     if not report.met:
@@ -364,83 +385,6 @@ def _largest_within(
     return max(within, 0)
 
 
-def _kept(result: CompressionResult) -> int:
-    return sum(layer.parameters_kept for layer in result.layers)
-
-
-def _measure(
-    goal: Goal, model: nn.Module, captured: CapturedLayers, original: Tensor
-) -> Callable[[CompressionResult], GoalReport]:
-    """A network's measured value of a goal, with an interval where it is of held-out samples."""
-
-    def report(measured: float, met: bool, interval: tuple[float, float] | None = None):
-        return GoalReport(goal.name, goal.wanted, measured, interval, met, 1)
-
-    budget = _budget(goal, captured)
-    if budget is not None:
-
-        def measure(result: CompressionResult) -> GoalReport:
-            kept = _kept(result)
-            share = kept / _dense(captured) if goal.name == "kept_fraction" else kept
-            return report(share, kept <= budget)
-
-    elif goal.name == "max_output_error":
-
-        def measure(result: CompressionResult) -> GoalReport:
-            error = _output_error(original, result, captured)
-            return report(error, error <= goal.wanted)
-
-    else:
-        batches = goal.inputs.split(_BATCH)
-        before = outputs_of(model, batches).argmax(dim=1)
-        labels = None if goal.labels is None else goal.labels.to(before.device)
-
-        def measure(result: CompressionResult) -> GoalReport:
-            after = outputs_of(result.model, batches).argmax(dim=1)
-            if goal.name == "min_agreement":
-                agreement = (after == before).double().mean().item()
-                interval = _wilson_interval(agreement, len(after))
-                return report(agreement, agreement >= goal.wanted, interval)
-            lost = 100 * ((before == labels).double() - (after == labels).double())
-            drop = lost.mean().item()
-            # Of the difference of two such means, hence the 2: other samples scatter, too.
-            # With two more losses and gains it is sensible also where few samples changed.
-            spread = torch.cat([lost, lost.new_tensor([100.0, 100.0, -100.0, -100.0])]).std().item()
-            margin = _NORMAL_QUANTILE * spread * math.sqrt(2 / len(lost))
-            return report(drop, drop <= goal.wanted, (drop - margin, drop + margin))
-
-    return measure
-
-
-def _output_error(original: Tensor, result: CompressionResult, captured: CapturedLayers) -> float:
-    moved = outputs_of(result.model, captured.batches) - original
-    return (moved.norm() / original.norm()).item()
-
-
-def _budget(goal: Goal, captured: CapturedLayers) -> int | None:
-    """The weights that a goal allows, if it is one of size."""
-    if goal.name == "kept_fraction":
-        return math.floor(goal.wanted * _dense(captured))
-    return math.floor(goal.wanted) if goal.name == "max_parameters" else None
-
-
-def _dense(captured: CapturedLayers) -> int:
-    return sum(layer.weight.numel() for layer in captured.layers)
-
-
-def _wilson_interval(share: float, samples: int) -> tuple[float, float]:
-    """Of the share that as many other samples would show; sensible also where it is 0 or 1.
-
-    The interval of Wilson (1927) with half the samples, since the others scatter, too.
-    """
-    samples = samples / 2
-    square = _NORMAL_QUANTILE**2
-    middle = (share + square / (2 * samples)) / (1 + square / samples)
-    spread = share * (1 - share) / samples + square / (4 * samples**2)
-    margin = _NORMAL_QUANTILE * math.sqrt(spread) / (1 + square / samples)
-    return middle - margin, middle + margin
-
-
 def remember_layers(captured: CapturedLayers) -> Callable:
     """A memory for `ddlr.layerwise.LayerSolver`, of solves on the original network's activations.
 
@@ -465,13 +409,3 @@ def remember_layers(captured: CapturedLayers) -> Callable:
         return kept[key]
 
     return memory
-
-
-def divergence(original: Tensor, outputs: Tensor) -> float:
-    """Mean Kullback-Leibler divergence of the probabilities that two sets of logits stand for."""
-    return functional.kl_div(
-        outputs.log_softmax(dim=1),
-        original.log_softmax(dim=1),
-        log_target=True,
-        reduction="batchmean",
-    ).item()

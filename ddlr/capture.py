@@ -261,11 +261,50 @@ def run_batches(model: nn.Module, batches: Iterable[Tensor]) -> None:
             model(batch.to(device, copy=True))
 
 
+class OutputError(ValueError):
+    """Outputs of a network that can not be compared: not one tensor, or not finite."""
+
+
+def one_tensor(output: object) -> Tensor:
+    """What a network gave, in single precision at least, if it is a tensor with samples.
+
+    Raises
+    ------
+    OutputError
+        If it is not; says what to do.
+    """
+    if not isinstance(output, Tensor):
+        raise OutputError(
+            f"the network's output is a {type(output).__name__}, where it must be one tensor to be "
+            "compared with another network's; wrap the network in a module that returns the "
+            "tensor that counts"
+        )
+    if output.ndim == 0 or output.is_complex():
+        raise OutputError(
+            f"the network's output is of shape {tuple(output.shape)} and {output.dtype}; it must "
+            "be real, and its first dimension that of the samples"
+        )
+    return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
 def outputs_of(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    """Outputs of a network in evaluation mode, all batches in one, shape (samples, outputs)."""
+    """Outputs of a network in evaluation mode, all batches in one, shape (rows, outputs).
+
+    Leading dimensions are flattened, as those of a layer in a capture.
+
+    Raises
+    ------
+    OutputError
+        If an output is not one tensor, or their last dimensions differ.
+    """
     with untouched(model) as device:
-        outputs = [model(batch.to(device, copy=True)) for batch in batches]
-        return torch.cat(outputs).flatten(1).float()
+        outputs = [one_tensor(model(batch.to(device, copy=True))) for batch in batches]
+    rows = [each.flatten(0, -2) if each.ndim > 1 else each[:, None] for each in outputs]
+    if len({each.shape[1] for each in rows}) > 1:
+        raise OutputError(
+            "the last dimension of the network's output is not the same in all batches"
+        )
+    return torch.cat(rows)
 
 
 def feeds_only(model: nn.Module, name: str, following: str, batches: Sequence[Tensor]) -> bool:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ddlr.admm import CentredInputs
 from ddlr.allocate import compress_to_goal, remember_layers
+from ddlr.arguments import as_number, as_whole_number
+from ddlr.held_out import HeldOut
 from ddlr.input_selection import fewest_weights
 from ddlr.layers import LowRankLinear, numerical_rank, saves_weights, store_linear
 from ddlr.layerwise import (
@@ -19,6 +21,7 @@ from ddlr.layerwise import (
 )
 from ddlr.low_rank import solve_low_rank
 from ddlr.network_refit import refit_result
+from ddlr.outputs import Output, check_output, check_trainable
 from ddlr.reduced_rank import RIDGE, check_ridge, lowest_rank, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 
@@ -33,7 +36,8 @@ def compress(
     max_output_error: float | None = None,
     max_accuracy_drop: float | None = None,
     min_agreement: float | None = None,
-    held_out: Tensor | tuple[Tensor, Tensor] | None = None,
+    held_out: HeldOut | None = None,
+    output: Output | None = None,
     method: str = "nuclear",
     constraint: str = "net_trim",
     refit: str = "none",
@@ -68,8 +72,14 @@ def compress(
     max_parameters, kept_fraction, max_output_error, max_accuracy_drop, min_agreement
         In place of the tolerance a goal for the network, for which each layer gets its own: see
         `ddlr.compress_to_goal`, and `CompressionResult.goal` for how it is met.
-    held_out : Tensor, or (Tensor, Tensor)
-        For the last two goals: network inputs other than `calibration`, and their classes.
+    held_out : Tensor, (Tensor, Tensor), or iterable of either
+        For the last two goals: network inputs other than `calibration`, and their labels; or
+        batches of them.
+    output : {"classes", "binary", "values"} or callable, optional
+        What the network's outputs are, for a goal and for the refit "network": logits of classes
+        along the last dimension, logits that each say yes or no, real numbers, or a function that
+        says how far two outputs are apart; see `ddlr.compress_to_goal`. Where it is needed and not
+        certain, it has to be given.
     method : {"nuclear", "lowest_rank", "fewest_weights"}
         "nuclear" is the convex program of DDLR, with a certificate; "lowest_rank" looks for the
         lowest rank itself, see `ddlr.lowest_rank`; "fewest_weights" also leaves out inputs of a
@@ -82,7 +92,8 @@ def compress(
         finds the rank at the price of shrunken singular values, and the search for the lowest rank
         ends as soon as the bound is met. See `ddlr.refit_low_rank`. "network" then also trains all
         these layers together towards the original outputs, without labels: more accurate, but
-        training, and not within the layers' bounds. See `ddlr.refit_network`.
+        training, and not within the layers' bounds. It needs `output`, unless a goal says what that
+        is. See `ddlr.refit_network`.
     order : {"parallel", "cascade"}
         "parallel" solves each layer on the original network's activations, and promises the bound
         for it. "cascade" solves it on those that the compressed layers before it give, towards the
@@ -138,12 +149,17 @@ def compress(
         "min_agreement": min_agreement,
     }
     check_refit(refit)
-    check_ridge(ridge)
+    check_output(output)
+    ridge = check_ridge(ridge)
+    tolerance = as_number(tolerance, "tolerance", positive=True)
+    max_iterations = as_whole_number(max_iterations, "max_iterations", lowest=1)
     has_goal = any(wanted is not None for wanted in goals.values())
     if has_goal and relative_tolerance is not None:
         raise ValueError("give a relative_tolerance or a goal, not both")
     if not has_goal and relative_tolerance is None:
         raise ValueError(f"give a relative_tolerance, or one goal of {tuple(goals)}")
+    if refit == "network" and not has_goal:
+        check_trainable(output)
     if has_goal or refit == "network":
         if not isinstance(calibration, CapturedLayers):
             calibration = capture_layers(model, calibration, layers=layers, activations=activations)
@@ -171,6 +187,7 @@ def compress(
             *(partial(to_tolerance, refit=layer_refit), model, calibration),
             **goals,
             held_out=held_out,
+            output=output,
             order=order,
             refit_network=refit == "network",
         )
@@ -183,7 +200,7 @@ def compress(
             on_layer=on_layer,
             memory=memory,
         )
-        return refit_result(model, layer_by_layer, calibration)
+        return refit_result(model, layer_by_layer, calibration, output=output)
     nuclear = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
     solvers = {
         "nuclear": (solve_low_rank, nuclear),

@@ -63,6 +63,7 @@ def fewest_weights(
     Hassibi and Stork (1993), optimal brain surgeon, for the order in which inputs go.
     """
     started = time.perf_counter()
+    ridge = check_ridge(ridge)
     geometry, outputs = _problem(
         inputs, targets, radius, activation, ridge, warm_start, max_iterations
     )

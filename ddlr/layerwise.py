@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.admm import CentredInputs, WarmStart, check_problem
+from ddlr.arguments import as_number, as_whole_number
 from ddlr.capture import LayerRecord, capture, checked, feeds_only, given_to, reaches, try_relu
 from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.dead_weights import has_dead_weights, remove_dead_weights
@@ -327,8 +328,7 @@ def compress_layers(
     ImportError
         If `workers` is more than 1 and joblib is not installed.
     """
-    if not (isinstance(workers, int) and workers >= 1):
-        raise ValueError(f"workers is {workers!r}; it must be a whole number from 1 upwards")
+    workers = as_whole_number(workers, "workers", lowest=1)
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; choose one of {ORDERS}")
     if cascade_bound not in CASCADE_BOUNDS:
@@ -472,8 +472,7 @@ def _check_tolerances(relative_tolerance: float | Mapping[str, float]) -> None:
     if isinstance(relative_tolerance, Mapping):
         given = {f"relative_tolerance[{name!r}]": x for name, x in relative_tolerance.items()}
     for what, value in given.items():
-        if not (isinstance(value, int | float) and value >= 0):
-            raise ValueError(f"{what} is {value!r}; it must be a number from 0 upwards")
+        as_number(value, what)
 
 
 def _batches(calibration: Tensor | Iterable[Tensor]) -> tuple[Tensor, ...]:

@@ -4,15 +4,18 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ddlr.capture import evaluating, outputs_of
+from ddlr.arguments import as_number, as_whole_number
+from ddlr.capture import OutputError, evaluating, one_tensor
 from ddlr.layerwise import CapturedLayers, measured_again
+from ddlr.outputs import Output, check_outputs, check_trainable, outputs_by_batch, training_loss
 from ddlr.result import CompressionResult, SolverStatus
+
+_BATCH = 1000
 
 
 def refit_network(
@@ -21,6 +24,7 @@ def refit_network(
     calibration: Tensor | Iterable[Tensor],
     layers: Sequence[str],
     *,
+    output: Output | None = None,
     epochs: int = 20,
     batch_size: int = 100,
     learning_rate: float = 1e-3,
@@ -31,23 +35,30 @@ def refit_network(
 
         minimise the mean of KL(softmax(original / T), softmax(outputs / T))
 
-    over the factors, the nonzeros and the biases of the given layers; ranks and supports stay. The
-    outputs are logits, T is the temperature (Hinton et al. 2015). By Adam with one cycle of
-    learning rates, on calibration inputs alone: no labels, though it is training, unlike all else
-    here. An epoch costs three passes over the samples.
+    over the factors, the nonzeros and the biases of the given layers; ranks and supports stay. That
+    is for outputs that are logits of classes, T being the temperature (Hinton et al. 2015); for
+    others, see `output`. By Adam with one cycle of learning rates, on calibration inputs alone: no
+    labels, though it is training, unlike all else here. An epoch costs three passes over the
+    samples. A network whose outputs are those of the original to the last bit is not moved.
 
     Parameters
     ----------
     original, compressed : nn.Module
         Are left untouched.
     calibration : Tensor, or iterable of Tensor
-        Network inputs.
+        Network inputs. Of batches of unequal shapes each step takes samples of one.
     layers : sequence of str
         Names of the layers that move; all others stay as they are.
+    output : {"classes", "binary", "values"} or callable
+        What the outputs are: logits of classes along the last dimension; logits that each stand for
+        yes or no, which gives the same divergence of these two; real numbers, for which the mean
+        squared difference is minimised. Or a function of the original and the new outputs of some
+        samples, which gives a tensor of one number to be minimised. It must be given.
     epochs, batch_size : int
     learning_rate : float
         The highest.
     temperature : float
+        Of logits.
     seed : int
         Of the order of samples.
 
@@ -55,12 +66,30 @@ def refit_network(
     -------
     nn.Module
         A refitted copy of `compressed`.
+
+    Raises
+    ------
+    ValueError
+        If `output` is not given, or the outputs are not what it says, are no tensor with a first
+        dimension of samples, are not finite, or do not depend on the layers.
     """
-    inputs = calibration if isinstance(calibration, Tensor) else torch.cat(list(calibration))
+    check_trainable(output)
+    epochs = as_whole_number(epochs, "epochs", lowest=1)
+    batch_size = as_whole_number(batch_size, "batch_size", lowest=1)
+    learning_rate = as_number(learning_rate, "learning_rate", positive=True)
+    temperature = as_number(temperature, "temperature", positive=True)
     device = next(original.parameters()).device
-    inputs = inputs.to(device)
-    wanted = (outputs_of(original, inputs.split(1000)) / temperature).log_softmax(dim=1)
+    batches = _joined(calibration, device)
+    wanted = [outputs_by_batch(original, batch.split(_BATCH)) for batch in batches]
+    wanted = [_of_samples(outputs, batch) for outputs, batch in zip(wanted, batches, strict=True)]
+    check_outputs(wanted, output)
     refitted = copy.deepcopy(compressed)
+    if all(
+        torch.equal(torch.cat(outputs_by_batch(refitted, batch.split(_BATCH))), before)
+        for batch, before in zip(batches, wanted, strict=True)
+    ):
+        return refitted
+    loss_of = training_loss(wanted, output, temperature)
     refitted.requires_grad_(False)
     moving = [
         parameter for name in layers for parameter in refitted.get_submodule(name).parameters()
@@ -69,20 +98,19 @@ def refit_network(
     for parameter in moving:
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(moving, lr=learning_rate)
-    steps = epochs * math.ceil(len(inputs) / batch_size)
+    steps = epochs * sum(math.ceil(len(batch) / batch_size) for batch in batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(refitted), torch.enable_grad():
         for _ in range(epochs):
-            order = torch.randperm(len(inputs), generator=generator).to(device)
-            for chosen in order.split(batch_size):
-                outputs = refitted(inputs[chosen]).flatten(1) / temperature
-                loss = functional.kl_div(
-                    outputs.log_softmax(dim=1),
-                    wanted[chosen],
-                    log_target=True,
-                    reduction="batchmean",
-                )
+            for place, chosen in _minibatches(batches, batch_size, generator):
+                outputs = one_tensor(refitted(batches[place][chosen]))
+                loss = loss_of(wanted[place][chosen], outputs)
+                if not loss.requires_grad:
+                    raise ValueError(
+                        "the network's output has no gradient towards the layers to refit; it "
+                        "must not be rounded, detached, or computed without gradients"
+                    )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -91,13 +119,57 @@ def refit_network(
                     for parameter, support in zip(moving, supports, strict=True):
                         if support is not None:
                             parameter.mul_(support)
+            if not loss.isfinite():  # nor will it be in the next
+                raise OutputError(
+                    f"the network's output gives a loss of {loss.item()} in its refit; it must be "
+                    "finite: a lower learning_rate may help"
+                )
     for before, after in zip(compressed.parameters(), refitted.parameters(), strict=True):
         after.requires_grad_(before.requires_grad)
     return refitted
 
 
+def _joined(calibration: Tensor | Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """The network inputs in one tensor, or in batches where their shapes differ."""
+    if isinstance(calibration, Tensor):
+        return [calibration.to(device)]
+    batches = [batch.to(device) for batch in calibration if len(batch)]
+    if not batches:
+        raise ValueError("the calibration set is empty; it must have at least one sample")
+    if len({(batch.shape[1:], batch.dtype) for batch in batches}) == 1:
+        return [torch.cat(batches)]
+    return batches
+
+
+def _of_samples(outputs: list[Tensor], inputs: Tensor) -> Tensor:
+    joined = torch.cat(outputs)
+    if len(joined) != len(inputs):
+        raise ValueError(
+            f"the network's output has shape {tuple(joined.shape)} for {len(inputs)} samples; its "
+            "first dimension must be that of the samples"
+        )
+    return joined
+
+
+def _minibatches(
+    batches: list[Tensor], size: int, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """The place of a batch and of some of its samples, each sample once, in random order."""
+    chunks = []
+    for place, batch in enumerate(batches):
+        order = torch.randperm(len(batch), generator=generator).to(batch.device)
+        chunks += [(place, chosen) for chosen in order.split(size)]
+    if len(batches) > 1:
+        chunks = [chunks[index] for index in torch.randperm(len(chunks), generator=generator)]
+    yield from chunks
+
+
 def refit_result(
-    model: nn.Module, result: CompressionResult, captured: CapturedLayers
+    model: nn.Module,
+    result: CompressionResult,
+    captured: CapturedLayers,
+    *,
+    output: Output | None,
 ) -> CompressionResult:
     """A compression whose layers are refitted together, by `refit_network`, and measured again.
 
@@ -106,7 +178,7 @@ def refit_result(
     """
     started = time.perf_counter()
     names = [report.name for report in result.layers]
-    refitted = refit_network(model, result.model, captured.batches, names)
+    refitted = refit_network(model, result.model, captured.batches, names, output=output)
     share = (time.perf_counter() - started) / len(names)
     result = measured_again(dataclasses.replace(result, model=refitted), captured)
     reports = tuple(

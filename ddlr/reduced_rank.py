@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddlr.admm import CentredInputs, WarmStart, check_problem, check_warm_start
+from ddlr.arguments import as_number
 from ddlr.constraints import OutputSet, row_blocks
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 
@@ -77,7 +78,7 @@ def refit_low_rank(
     Izenman (1975) for reduced-rank regression; Nesterov (1983), O'Donoghue and Candes (2015) for
     the extrapolation and its restart.
     """
-    check_ridge(ridge)
+    ridge = check_ridge(ridge)
     white = _Whitened(inputs, ridge)
     left, right = _truncate(white.enter(weight), rank)
     outputs = OutputSet(targets, 0.0, activation, "hinge")
@@ -150,7 +151,7 @@ def lowest_rank(
     Izenman (1975); see `refit_low_rank`.
     """
     started = time.perf_counter()
-    check_ridge(ridge)
+    ridge = check_ridge(ridge)
     exact = activation == "none"
     white = _Whitened(inputs, 0.0 if exact or warm_start is None else ridge)
     plain = white.geometry.inputs
@@ -182,9 +183,8 @@ def lowest_rank(
     return result
 
 
-def check_ridge(ridge: float) -> None:
-    if not (isinstance(ridge, int | float) and 0 < ridge < math.inf):
-        raise ValueError(f"ridge is {ridge!r}; it must be a positive number")
+def check_ridge(ridge: float) -> float:
+    return as_number(ridge, "ridge", positive=True)
 
 
 class _Whitened:

@@ -11,7 +11,8 @@ first, as for all methods. `activation_svd_selected` is a step from a closed for
 weights, for the ablation; its promise is on the outputs that the next layer reads, as theirs is.
 
 Parameters, return value and errors of the methods are those of `ddlr.compress`; of refits they have
-"none" and "network", which moves all layers together at the sizes that were found.
+"none" and "network", which moves all layers together at the sizes that were found, towards outputs
+that are logits of classes.
 """
 
 import math
@@ -233,7 +234,9 @@ def _compress(
         on_layer=on_layer,
         drop_unused=drop_unused,
     )
-    return result if refit == "none" else refit_result(model, result, calibration)
+    if refit == "none":
+        return result
+    return refit_result(model, result, calibration, output="classes")
 
 
 # --- low rank --------------------------------------------------------------------------------

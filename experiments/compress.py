@@ -135,6 +135,8 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
         wanted = {} if cfg.workers == 1 else {"workers": cfg.workers}
         if on_layer is not None and goal == ONE_TOLERANCE:
             wanted["on_layer"] = on_layer
+        if cfg.method.get("refit") == "network" and "order" in cfg.method:
+            wanted["output"] = "classes"
         # Methods that have orders and refits share solves among them.
         if cfg.cache.enabled and "order" in cfg.method:
             wanted["memory"] = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib)
@@ -173,13 +175,15 @@ def _to_goal(
     tolerances = TOLERANCES if cfg.goal.tolerances is None else tuple(cfg.goal.tolerances)
     network, captured = prepared.network, prepared.captured
     options = remembered_options(
-        cfg, device, lambda: layer_options(each_alone, network, captured, tolerances)
+        *(cfg, device),
+        lambda: layer_options(each_alone, network, captured, tolerances, output="classes"),
     )
     held_out = prepared.judged.held_out
     return ddlr.compress_to_goal(
         *(method, network, captured),
         **{goal: wanted},
         held_out=(held_out.images, held_out.labels),
+        output="classes",
         options=options,
         refit_network=cfg.method.get("refit") == "network",
     )

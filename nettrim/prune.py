@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ddlr.arguments import as_number, as_whole_number
 from ddlr.compress import check_refit
 from ddlr.layers import store_linear
 from ddlr.layerwise import (
@@ -15,6 +16,7 @@ from ddlr.layerwise import (
     compress_layers,
 )
 from ddlr.network_refit import refit_result
+from ddlr.outputs import Output, check_output, check_trainable
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 from nettrim.sparse import refit_sparse, solve_sparse
@@ -27,6 +29,7 @@ def prune(
     relative_tolerance: float | Mapping[str, float],
     constraint: str = "net_trim",
     refit: str = "none",
+    output: Output | None = None,
     order: str = "parallel",
     cascade_bound: str = "tolerance",
     penalise_bias: bool = False,
@@ -51,6 +54,8 @@ def prune(
         "fixed" moves each solved weight, on its support, to a smaller output error. See
         `nettrim.refit_sparse`. "network" then trains all nonzeros together towards the original
         outputs, without labels. See `ddlr.refit_network`.
+    output : {"classes", "binary", "values"} or callable, optional
+        What the network's outputs are; the refit "network" needs it.
     penalise_bias : bool
         Whether the bias counts in the l1 norm, as a further column of the weight. So it does in
         Net-Trim's own code; here it is free unless asked for.
@@ -63,8 +68,12 @@ def prune(
     arXiv 1806.06457: the parallel and the cascade scheme.
     """
     check_refit(refit)
-    check_ridge(ridge)
+    check_output(output)
+    ridge = check_ridge(ridge)
+    tolerance = as_number(tolerance, "tolerance", positive=True)
+    max_iterations = as_whole_number(max_iterations, "max_iterations", lowest=1)
     if refit == "network":
+        check_trainable(output)
         if not isinstance(calibration, CapturedLayers):
             calibration = capture_layers(model, calibration, layers=layers, activations=activations)
             activations = None
@@ -86,7 +95,7 @@ def prune(
             on_layer=on_layer,
             memory=memory,
         )
-        return refit_result(model, layer_by_layer, calibration)
+        return refit_result(model, layer_by_layer, calibration, output=output)
     options = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
     if penalise_bias:
         options["penalise_bias"] = True

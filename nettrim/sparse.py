@@ -92,7 +92,7 @@ def refit_sparse(
 
     Parameters, return value and errors are those of `ddlr.refit_low_rank`, without a rank.
     """
-    check_ridge(ridge)
+    ridge = check_ridge(ridge)
     geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
     centred, outputs = geometry.centred, OutputSet(targets, 0.0, activation, "hinge")
     support = weight != 0

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 import ddlr
 import nettrim
 from ddlr import SolverStatus
-from ddlr.allocate import Goal, Option, divergence, frontier, layer_options, reach
+from ddlr.allocate import Option, frontier, layer_options, reach
 from ddlr.capture import outputs_of
+from ddlr.goals import Goal
+from ddlr.outputs import divergence
 from experiments.baselines import svd
 from experiments.data import load_dataset
 from experiments.metrics import accuracy
@@ -106,10 +109,12 @@ def test_layers_that_matter_more_keep_more(network, captured):
     moved = {}
     for tolerance in (0.3, 0.4, 0.5):
         same = compress(network, captured, relative_tolerance=tolerance)
-        best = ddlr.compress_to_goal(compress, network, captured, max_parameters=kept(same))
+        best = ddlr.compress_to_goal(
+            compress, network, captured, max_parameters=kept(same), output="classes"
+        )
         assert kept(best) <= kept(same)
         moved[tolerance] = [
-            divergence(wanted, outputs_of(result.model, captured.batches))
+            divergence(wanted, outputs_of(result.model, captured.batches), "classes")
             for result in (best, same)
         ]
     assert all(best <= same for best, same in moved.values())
@@ -169,7 +174,13 @@ def test_what_can_not_be_met_is_said(network, captured, caplog):
         ({}, "give a relative_tolerance, or one goal of"),
         ({"kept_fraction": 0.1, "relative_tolerance": 0.1}, "not both"),
         ({"kept_fraction": 0.1, "max_parameters": 10}, "give one goal of"),
-        ({"kept_fraction": 1.5}, "kept_fraction is 1.5; it must be between 0 and 1"),
+        ({"kept_fraction": 1.5}, "kept_fraction is 1.5; it must be a number between 0 and 1"),
+        ({"kept_fraction": "half"}, "kept_fraction is 'half'; it must be a number between 0"),
+        ({"kept_fraction": True}, "kept_fraction is True; it must be a number between 0 and 1"),
+        ({"min_agreement": math.nan, "held_out": torch.zeros(3, 64)}, "min_agreement is nan"),
+        ({"max_output_error": math.inf}, "max_output_error is inf; it must be a number from 0"),
+        ({"max_parameters": 0.1}, "max_parameters is 0.1; it must be a whole number from 0"),
+        ({"max_parameters": [10]}, r"max_parameters is \[10\]; it must be a whole number"),
         ({"max_accuracy_drop": -1.0}, "max_accuracy_drop is -1.0"),
         ({"max_accuracy_drop": 1.0}, "give them as held_out"),
         ({"max_accuracy_drop": 1.0, "held_out": torch.zeros(3, 64)}, "needs labels"),
@@ -209,7 +220,7 @@ def test_budgets_are_kept_and_used_where_layers_drop_inputs(order, refit, networ
 
     for budget in (10, dense // 100, dense // 20, dense // 5, dense // 2, dense):
         tried.clear()
-        goal = Goal("max_parameters", budget)
+        goal = Goal("max_parameters", budget, output="classes")
         result = reach(goal, compress_and_note, network, captured, allocations, refit)
         assert {report.status is SolverStatus.REFITTED for report in result.layers} == {refit}
         assert result.goal.met == (kept(result) <= budget)
@@ -240,6 +251,7 @@ def test_a_goal_may_be_of_some_layers(method, refit, network, captured):
         ddlr.compress(
             *(network, calibration),
             **{"method": method, "refit": refit, "layers": names, "kept_fraction": 0.2},
+            output="classes",
         )
         for calibration in (captured, captured.batches[0])
     ]

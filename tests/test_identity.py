@@ -1,4 +1,4 @@
-"""Networks as people have them: who holds a layer and reads its weight, and what stays untouched."""
+"""Networks as people have them: who holds a layer and reads its weight; what stays untouched."""
 
 import copy
 import functools

@@ -19,10 +19,10 @@ from experiments.networks import mlp_digits
 ROUNDING = 1 + 1e-5
 NUCLEAR = {"constraint": "hinge", "tolerance": 0.1}
 METHODS = {
-    "ddlr": functools.partial(ddlr.compress, **NUCLEAR),
-    "lowest_rank": functools.partial(ddlr.compress, method="lowest_rank"),
-    "fewest_weights": functools.partial(ddlr.compress, method="fewest_weights"),
-    "nettrim": functools.partial(nettrim.prune, **NUCLEAR),
+    "ddlr": functools.partial(ddlr.compress, output="classes", **NUCLEAR),
+    "lowest_rank": functools.partial(ddlr.compress, method="lowest_rank", output="classes"),
+    "fewest_weights": functools.partial(ddlr.compress, method="fewest_weights", output="classes"),
+    "nettrim": functools.partial(nettrim.prune, output="classes", **NUCLEAR),
 }
 
 

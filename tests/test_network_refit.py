@@ -11,9 +11,9 @@ from torch import nn
 import ddlr
 import nettrim
 from ddlr import CapturedLayers, SolverStatus, refit_network
-from ddlr.allocate import divergence
 from ddlr.capture import outputs_of
 from ddlr.layers import layer_size, numerical_rank
+from ddlr.outputs import divergence
 from experiments.baselines import activation_svd, magnitude, magnitude_global, svd
 from experiments.networks import mlp_digits
 from experiments.training import train
@@ -35,12 +35,14 @@ def test_outputs_come_closer_at_the_same_size(method, network, digits):
     names = [report.name for report in compressed.layers]
     state = copy.deepcopy(compressed.model.state_dict())
     modes = [module.training for module in compressed.model.modules()]
-    refitted = refit_network(network, compressed.model, calibration, names, epochs=60)
+    refitted = refit_network(
+        network, compressed.model, calibration, names, output="classes", epochs=60
+    )
 
     for inputs, less in ((calibration, 0.5), (digits.held_out.images, 0.8)):
         wanted = outputs_of(network, [inputs])
         before, after = (
-            divergence(wanted, outputs_of(model, [inputs]))
+            divergence(wanted, outputs_of(model, [inputs]), "classes")
             for model in (compressed.model, refitted)
         )
         assert after < less * before
@@ -60,7 +62,9 @@ def test_only_the_named_layers_move_and_the_seed_decides(network, digits):
     calibration = digits.calibration(200, seed=0)
     compressed = ddlr.compress(network, calibration, relative_tolerance=0.4).model
     one, same, other = (
-        refit_network(network, compressed, calibration, ["0.fc2"], epochs=2, seed=seed)
+        refit_network(
+            *(network, compressed, calibration, ["0.fc2"]), output="classes", epochs=2, seed=seed
+        )
         for seed in (0, 0, 1)
     )
     for key, value in compressed.state_dict().items():
@@ -79,10 +83,10 @@ CLOSED = {
     "magnitude_global": magnitude_global,
 }
 METHODS = {
-    "ddlr": functools.partial(ddlr.compress, **LOOSE),
-    "nettrim": functools.partial(nettrim.prune, **LOOSE),
-    "lowest_rank": functools.partial(ddlr.compress, method="lowest_rank"),
-    "fewest_weights": functools.partial(ddlr.compress, method="fewest_weights"),
+    "ddlr": functools.partial(ddlr.compress, output="classes", **LOOSE),
+    "nettrim": functools.partial(nettrim.prune, output="classes", **LOOSE),
+    "lowest_rank": functools.partial(ddlr.compress, method="lowest_rank", output="classes"),
+    "fewest_weights": functools.partial(ddlr.compress, method="fewest_weights", output="classes"),
 }
 ORDERS = [(name, order) for name in METHODS for order in ("parallel", "cascade")]
 
@@ -108,7 +112,8 @@ def assert_refitted(before, after, network, digits, captured) -> None:
     inputs = digits.held_out.images
     wanted = outputs_of(network, [inputs])
     apart, closer = (
-        divergence(wanted, outputs_of(result.model, [inputs])) for result in (before, after)
+        divergence(wanted, outputs_of(result.model, [inputs]), "classes")
+        for result in (before, after)
     )
     assert closer < apart
     assert before.order == after.order

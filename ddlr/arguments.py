@@ -1,0 +1,57 @@
+"""Numbers as callers have them: Python's, numpy's, or tensors of one value."""
+
+import math
+from numbers import Integral, Real
+
+
+def as_number(
+    value: object, name: str, *, highest: float = math.inf, positive: bool = False
+) -> float:
+    """A finite number from 0 upwards, as Python has it; what is an int or a float stays as it is.
+
+    Parameters
+    ----------
+    value : object
+        A number of Python or numpy, or a tensor or an array without dimensions.
+    name : str
+        Of the argument, for the error.
+    highest : float
+        It may be.
+    positive : bool
+        Whether 0 is refused.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or out of range; a bool, nan and infinity are no numbers here.
+    """
+    number = _plain(value)
+    if (
+        number is None
+        or not 0 <= number <= highest
+        or not math.isfinite(number)
+        or (positive and number == 0)
+    ):
+        wanted = "from 0 upwards" if highest == math.inf else f"between 0 and {highest}"
+        wanted = "a positive number" if positive else f"a number {wanted}"
+        raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+    return number
+
+
+def as_whole_number(value: object, name: str, *, lowest: int = 0) -> int:
+    """A whole number from `lowest` upwards, as `as_number`; 1e4 is one."""
+    number = _plain(value)
+    if number is None or not math.isfinite(number) or number != int(number) or number < lowest:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number from {lowest} upwards")
+    return int(number)
+
+
+def _plain(value: object) -> int | float | None:
+    """A number of Python's own types, or None where the value is no number."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    if isinstance(value, int | float):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
