@@ -506,7 +506,7 @@ def test_tensors_with_a_graph_do_not_keep_a_model_from_being_copied():
 
 
 def test_what_can_not_be_copied_is_named():
-    model = Net(lock=open(__file__))  # noqa: SIM115
+    model = Net(lock=open(__file__))
     with pytest.raises(ValueError, match="attribute 'lock' of the model.*can not be copied"):
         compress(model)
     model.lock.close()
