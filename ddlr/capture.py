@@ -25,8 +25,12 @@ __all__ = [
     "try_relu",
 ]
 
-# Of outputs that are moved to see what depends on them: each down and up.
-_CHANGES = (lambda output: -output - 1, lambda output: 2 * output.abs() + 1)
+# Of outputs, to see what depends on them: as they are once they are dropped, and far up, where also
+# what lets only large ones pass is seen.
+_CHANGES = (
+    torch.zeros_like,
+    lambda output: 2 * output.abs() + 100 * (1 + output.abs().max()),
+)
 
 
 @dataclass
@@ -310,9 +314,9 @@ def outputs_of(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
 def feeds_only(model: nn.Module, name: str, following: str, batches: Sequence[Tensor]) -> bool:
     """Whether a layer's outputs reach the network's outputs through one other layer alone.
 
-    Tried out on all batches: the layer's outputs are moved down and up while the other layer is
-    given the inputs that it had. Neither the network's outputs nor the inputs of its modules that
-    have parameters may change. Both layers have to be called once for each batch.
+    Tried out on all batches: the layer's outputs are set to zero, and moved far up, while the other
+    layer is given the inputs that it had. Neither the network's outputs nor the inputs of its
+    modules that have parameters may change. Both layers have to be called once for each batch.
     """
     layer, other = model.get_submodule(name), model.get_submodule(following)
     names = traced_modules(model, [name, following])

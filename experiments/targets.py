@@ -428,13 +428,13 @@ the size, means over seeds: of each method the smallest of its refits, orders, n
 calibration samples and ridges. A variant of which a seed is never within the drop does not count.
 *On the test set*: the drop there, in points, at the size that held-out samples chose. Frontiers:
 mean test accuracy at the same size, where ours is within {FAR_FROM_DENSE:g} points of dense and
-both were measured. Ours at a size is the variant that is best there on held-out samples. Each baseline
-in each variant counts, on the seeds it ran with, and is above ours if by more than half the range
-over seeds (the larger one of the two), or {SINGLE_SEED_MARGIN:g} points where there is one seed.
-*One tolerance*: for all layers of a network; else each has its own. *Samples*, where named: of
-calibration; else {USUAL_SAMPLES}. *Ridge*, where named: of fits and refits; else {USUAL_RIDGE:g}. A
-*pair* is the time of the two matrix products of the dense layer's size that no iteration of a
-solver can avoid."""
+both were measured. Ours at a size is the variant that is best there on held-out samples. Each
+baseline in each variant counts, on the seeds it ran with, and is above ours if by more than half
+the range over seeds (the larger one of the two), or {SINGLE_SEED_MARGIN:g} points where there is
+one seed. *One tolerance*: for all layers of a network; else each has its own. *Samples*, where
+named: of calibration; else {USUAL_SAMPLES}. *Ridge*, where named: of fits and refits; else
+{USUAL_RIDGE:g}. A *pair* is the time of the two matrix products of the dense layer's size that no
+iteration of a solver can avoid."""
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="targets")

@@ -1,4 +1,4 @@
-"""Networks as people have them: who holds a layer and reads its weight; what stays untouched."""
+"""Networks as people have them: who holds a layer, who reads its weight, what stays untouched."""
 
 import copy
 import functools
@@ -239,8 +239,8 @@ def test_all_that_is_the_owners_stays_as_it_was(kind, method):
 
 def test_a_loader_that_shuffles_leaves_the_random_state():
     loader = torch.utils.data.DataLoader(list(INPUTS), batch_size=50, shuffle=True)
-    before = torch.get_rng_state()
-    compress(mlp(), loader)
+    model, before = mlp(), torch.get_rng_state()
+    compress(model, loader)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -256,9 +256,9 @@ def test_the_copy_inherits_modes_requires_grad_and_hooks(method):
         lambda module, given, keywords, output: calls.append(module), with_kwargs=True
     )
     model[2].register_full_backward_hook(lambda module, *_: calls.append("backward"))
-    result = METHODS[method](model, INPUTS, relative_tolerance=0.1)
+    result = METHODS[method](model, INPUTS, relative_tolerance=0.3)
     assert {report.form for report in result.layers} & {"low_rank", "sparse"}
-    assert moved(model, result.model) < 0.25
+    assert moved(model, result.model) < 0.5
     assert not any(parameter.requires_grad for parameter in result.model[0].parameters())
     for name, parameter in result.model[2].named_parameters():
         assert parameter.requires_grad == ("bias" not in name)
@@ -310,9 +310,10 @@ def test_layers_are_taken_in_the_order_of_their_calls(method, layers):
         got = result.model.get_submodule(report.name)(got)
         if report.name != "head":
             wanted, got = wanted.relu(), got.relu()
-        given = (got != 0).any(dim=0) if report.outputs_dropped else slice(None)
-        error = (got - wanted)[:, given].norm() / wanted[:, given].norm()
-        assert report.relative_error == pytest.approx(error.item(), rel=1e-3)
+        read = ~result.unread[report.name]
+        promised = wanted[:, read] if method == "fewest_weights" else wanted
+        error = (got - wanted)[:, read].norm() / promised.norm().clamp(min=1e-9)
+        assert report.relative_error == pytest.approx(error.nan_to_num().item(), rel=1e-3)
 
 
 def in_a_list():
@@ -378,7 +379,7 @@ def test_a_layer_at_two_places_becomes_one_smaller_layer(method):
         assert count(result.model) <= count(model)
     with pytest.raises(ValueError, match="layers has '0' and '2', which are one layer"):
         METHODS[method](model, INPUTS, relative_tolerance=0.2, layers=["0", "2"])
-    with pytest.raises(ValueError, match="layer '0' is called several times.*'parallel'"):
+    with pytest.raises(ValueError, match=r"layer '0' is called several times.*'parallel'"):
         METHODS[method](model, INPUTS, relative_tolerance=0.2, order="cascade")
 
 
@@ -507,7 +508,7 @@ def test_tensors_with_a_graph_do_not_keep_a_model_from_being_copied():
 
 def test_what_can_not_be_copied_is_named():
     model = Net(lock=open(__file__))
-    with pytest.raises(ValueError, match="attribute 'lock' of the model.*can not be copied"):
+    with pytest.raises(ValueError, match=r"attribute 'lock' of the model.*can not be copied"):
         compress(model)
     model.lock.close()
 
@@ -692,29 +693,32 @@ def test_attention_is_left_as_it_is_and_the_layers_beside_it_are_compressed():
         result = compress(model, TOKENS, relative_tolerance=0.3)
     names = [f"layers.{index}.linear{number}" for index in (0, 1) for number in (1, 2)]
     assert [report.name for report in result.layers] == names
-    with pytest.raises(ValueError, match="layer 'layers.0.self_attn.out_proj' was not called"):
+    with pytest.raises(ValueError, match=r"layer 'layers.0.self_attn.out_proj' was not called"):
         compress(model, TOKENS, layers=["layers.0.self_attn.out_proj", names[0]])
     assert moved(model, result.model, TOKENS) < 0.3
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_fast_path_does_not_go_around_compressed_layers(padded):
+def test_the_fast_path_does_not_go_around_compressed_layers(padded, monkeypatch):
     model = encoder()
     names = [f"layers.{index}.linear{number}" for index in (0, 1) for number in (1, 2)]
     result = compress(model, TOKENS, relative_tolerance=0.4, method="fewest_weights", layers=names)
     small = ddlr.compact(result.model)
     options = {"src_key_padding_mask": torch.arange(5).expand(40, 5) > 3} if padded else {}
     for each in (result.model, small):
-        calls = []
-        for name in names:
-            each.get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
+        # Not by hooks, which take the fast path away.
+        called, forward = [], nn.Module.__call__
+
+        def note(module, *given, called=called, forward=forward, **keywords):
+            called.append(module)
+            return forward(module, *given, **keywords)
+
+        monkeypatch.setattr(nn.Module, "__call__", note)
         with torch.no_grad():
             outputs = each(TOKENS, **options)
-        assert len(calls) == 4
-        handles = [module._forward_hooks.clear() for module in each.modules()]
-        assert handles
+        monkeypatch.undo()
+        assert all(each.get_submodule(name) in called for name in names)
         with torch.no_grad():
-            assert torch.allclose(outputs, each(TOKENS, **options), atol=1e-6)
             assert torch.allclose(outputs, result.model(TOKENS, **options), atol=1e-5)
     if not padded:
         assert moved(model, small, TOKENS) < 0.5
