@@ -65,7 +65,8 @@ class SelectedLinear(nn.Module):
     layer : nn.Linear or LowRankLinear
         On the inputs and outputs that are left.
     inputs, outputs : Tensor
-        Their indices among `in_features` and `out_features`; all other outputs are 0.
+        Their indices among `in_features` and `out_features`, kept in the smallest integers that
+        fit; all other outputs are 0.
     """
 
     def __init__(
@@ -78,28 +79,28 @@ class SelectedLinear(nn.Module):
     ):
         super().__init__()
         self.layer, self.in_features, self.out_features = layer, in_features, out_features
-        self.register_buffer("inputs", inputs)
-        self.register_buffer("outputs", outputs)
+        self.register_buffer("inputs", inputs.to(_index_dtype(in_features - 1)))
+        self.register_buffer("outputs", outputs.to(_index_dtype(out_features - 1)))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        produced = self.layer(inputs.index_select(-1, self.inputs))
+        produced = self.layer(inputs.index_select(-1, self.inputs.long()))
         outputs = produced.new_zeros(*produced.shape[:-1], self.out_features)
-        return outputs.index_copy(-1, self.outputs, produced)
+        return outputs.index_copy(-1, self.outputs.long(), produced)
 
     @property
     def weight(self) -> Tensor:
         """As a linear layer would have it, shape (out_features, in_features)."""
         small = self.layer.weight
         weight = small.new_zeros(self.out_features, self.in_features)
-        rows = small.new_zeros(len(small), self.in_features).index_copy(1, self.inputs, small)
-        return weight.index_copy(0, self.outputs, rows)
+        rows = small.new_zeros(len(small), self.in_features).index_copy(1, self.inputs.long(), small)
+        return weight.index_copy(0, self.outputs.long(), rows)
 
     @property
     def bias(self) -> Tensor | None:
         if self.layer.bias is None:
             return None
         bias = self.layer.bias.new_zeros(self.out_features)
-        return bias.index_copy(0, self.outputs, self.layer.bias)
+        return bias.index_copy(0, self.outputs.long(), self.layer.bias)
 
 
 @torch.no_grad()
@@ -306,3 +307,7 @@ def _selection_bytes(kept: Tensor) -> int:
 
 def _index_bytes(largest: int) -> int:
     return next(size for bits, size in _INDEX_BYTES if largest < 2**bits)
+
+
+def _index_dtype(largest: int) -> torch.dtype:
+    return {1: torch.uint8, 2: torch.uint16, 4: torch.int64, 8: torch.int64}[_index_bytes(largest)]

@@ -228,7 +228,7 @@ def capture_layers(
     `ddlr.untouched.untouched`; hooks of its owner run with it. What is in doubt about it is tried
     out on all calibration samples: whether a ReLU follows a layer, see `ddlr.capture`, and whether
     anything but the layer's calls depends on its weights, which could not be replaced then. That
-    costs four passes, and one for each layer that may have a ReLU.
+    costs about six passes, and one for each layer that may have a ReLU.
 
     By default every `nn.Linear` is captured that can be replaced. Those that can not stay as they
     are, with a warning that names them: layers that no calibration sample reaches, whose weights

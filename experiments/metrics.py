@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr import CapturedLayers, CompressionResult, capture
-from ddlr.capture import run_batches
+from ddlr.capture import evaluating, run_batches
 from ddlr.layers import BYTES_A_VALUE, layer_size
 from experiments.data import Split
 
@@ -30,14 +30,9 @@ def accuracy(network: nn.Module, split: Split) -> float:
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Logits of the network in evaluation mode, on the device of `images`."""
-    device = next((value.device for value in network.parameters()), images.device)
-    was_training = network.training
-    network.eval()
-    try:
-        batches = images.split(_EVALUATION_BATCH)
+    batches = images.split(_EVALUATION_BATCH)
+    with evaluating(network) as device:
         return torch.cat([network(batch.to(device)).to(images.device) for batch in batches])
-    finally:
-        network.train(was_training)
 
 
 def size_measures(original: nn.Module, compressed: nn.Module, layers: Sequence[str]) -> dict:
