@@ -92,7 +92,8 @@ class SelectedLinear(nn.Module):
         """As a linear layer would have it, shape (out_features, in_features)."""
         small = self.layer.weight
         weight = small.new_zeros(self.out_features, self.in_features)
-        rows = small.new_zeros(len(small), self.in_features).index_copy(1, self.inputs.long(), small)
+        wide = small.new_zeros(len(small), self.in_features)
+        rows = wide.index_copy(1, self.inputs.long(), small)
         return weight.index_copy(0, self.outputs.long(), rows)
 
     @property

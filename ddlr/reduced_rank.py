@@ -60,8 +60,8 @@ def refit_low_rank(
     ridge : float
         Relative to the mean eigenvalue of the centred inputs' Gram matrix: how strongly the weight
         is held in directions that the samples hardly show. In those that they do not show at all,
-        as where there are fewer samples than inputs, the weight is 0, and costs no rank. With few samples for each input more of
-        it serves other samples better, at a larger error on these.
+        as where there are fewer samples than inputs, the weight is 0, and costs no rank. With few
+        samples for each input more of it serves other samples better, at a larger error on these.
     tolerance : float
         The loop ends when ten iterations lower the loss by less than this share of it.
 
