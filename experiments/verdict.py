@@ -384,7 +384,8 @@ def _against_published(sweeps: pd.DataFrame, finetuned: pd.DataFrame) -> str:
     measure = (
         "784-300-1000-100-10, Net-Trim in its authors' protocol (the bias penalised, cascade, only "
         "the first layer with a tolerance, 20 000 of their training samples), as solved, and "
-        "fine-tuned with labels afterwards. Test accuracy at the published pruned fractions, interpolated in the logarithm of the kept one, seed by seed. "
+        "fine-tuned with labels afterwards. Test accuracy at the published pruned fractions, "
+        "interpolated in the logarithm of the kept one, seed by seed. "
         f"Reproduced: not more than {REPRODUCED_WITHIN:g} points below on average. Whether the "
         "published networks were fine-tuned is not certain."
     )
