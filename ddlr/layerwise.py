@@ -393,7 +393,7 @@ def compress_layers(
         log.info(
             "%s: %s, %d of %d weights, error %.4f, gap %.1e, violation %.1e, %d iterations, %.1f s",
             *(layer.name, report.form, report.parameters_kept, report.parameters_dense),
-            *(report.relative_error, report.relative_gap, report.violation),
+            *(report.relative_error_read, report.relative_gap, report.violation),
             *(report.iterations, report.seconds),
         )
         if on_layer is not None:

@@ -42,8 +42,8 @@ class LayerErrors:
         every = torch.where(unread, self.original, self.errors).sum().sqrt().item()
         deviation = self.deviations[~unread].sum().sqrt().item()
         return {
-            "relative_error": error / norm if norm else error,
-            "relative_error_all": every / whole if whole else every,
+            "relative_error": every / whole if whole else every,
+            "relative_error_read": error / norm if norm else error,
             "violation": relative_violation(deviation, relative_bound * norm, norm),
         }
 

@@ -100,13 +100,12 @@ class LayerReport:
     bytes_stored : int
         See `ddlr.layers.LayerSize`.
     relative_error : float
-        ||stored layer's output - original output||_F over the outputs that are left, relative to
-        the norm of the original outputs that the bound is about: all of them, or for
-        "fewest_weights" those that the next layer reads.
+        ||stored layer's output - original output||_F / ||original output||_F, over all outputs:
+        those that were dropped are zero, and count with their whole size.
     relative_tolerance : float
         The bound that was asked for.
     violation : float
-        max(0, ||D||_F / radius - 1) of the stored layer, over the same outputs.
+        max(0, ||D||_F / radius - 1) of the stored layer, over the outputs that something reads.
     status, relative_gap, iterations, seconds
         Of the solve that chose the weight.
     outputs_dropped : int
@@ -117,8 +116,10 @@ class LayerReport:
     relative_bound : float
         The bound that was promised, relative to the original output: `relative_tolerance`, or in
         cascade what it was raised to, see `ddlr.layerwise.compress_layers`.
-    relative_error_all : float
-        As `relative_error`, over all outputs of the layer, those that were dropped being zero.
+    relative_error_read : float
+        The same over the outputs that something reads, which is what the bound is about. Relative
+        to the norm of the original outputs that the bound was given for: all of them, or for
+        "fewest_weights" those that the next layer reads.
     shortfall : float
         Of the solve, see `SolverResult`.
     """
@@ -143,7 +144,7 @@ class LayerReport:
     outputs_dropped: int = 0
     inputs_dropped: int = 0
     relative_bound: float = math.nan
-    relative_error_all: float = math.nan
+    relative_error_read: float = math.nan
     shortfall: float = math.nan
 
 
@@ -185,8 +186,7 @@ class CompressionResult:
     were solved and measured: "parallel", the original network's; "cascade", those that the
     compressed layers before them give. `drops_unused` says whether the bounds leave out outputs
     that the next layer does not read. `unread` says by layer which of its outputs nothing reads,
-    shape (out_features,): their weights are zero, and they count in no error but
-    `relative_error_all`.
+    shape (out_features,): their weights are zero, and bounds are not about them.
     """
 
     model: nn.Module

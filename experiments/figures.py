@@ -385,7 +385,7 @@ def bound(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
     if layer_rows.empty or runs.empty:
         return None
     panels = (
-        (layer_rows, "relative_tolerance", "relative_error", "layers, calibration samples"),
+        (layer_rows, "relative_tolerance", "relative_error_read", "layers, calibration samples"),
         (layer_rows, "relative_tolerance", "relative_error_held_out", "layers, held-out samples"),
         (runs, "output_bound", "output_error", "whole networks, calibration samples"),
     )

@@ -108,7 +108,7 @@ def judge_dense(
 def layer_errors(judged: Judged, compressed: CompressionResult) -> dict[str, float]:
     """Relative output error of each stored layer on its original inputs from held-out samples.
 
-    Of the outputs that something reads, as `LayerReport.relative_error` has it.
+    Of the outputs that something reads, as `LayerReport.relative_error_read` has it.
     """
     errors = {}
     for report in compressed.layers:

@@ -43,10 +43,10 @@ def promises(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measures(layers: pd.DataFrame) -> tuple:
-    used = layers["relative_error"] / layers["relative_bound"]
+    used = layers["relative_error_read"] / layers["relative_bound"]
     asked = layers[layers["relative_tolerance"].notna()]
     raised = asked["relative_bound"] / asked["relative_tolerance"]
-    within = asked["relative_error"] <= asked["relative_tolerance"] * (1 + SLACK)
+    within = asked["relative_error_read"] <= asked["relative_tolerance"] * (1 + SLACK)
     return (
         len(layers),
         100 * (used <= 1 + SLACK).mean(),
@@ -54,7 +54,7 @@ def _measures(layers: pd.DataFrame) -> tuple:
         100 * (raised > 1 + SLACK).mean(),
         raised.max(),
         100 * within.mean(),
-        (layers["relative_error_all"] / layers["relative_bound"]).max(),
+        (layers["relative_error"] / layers["relative_bound"]).max(),
     )
 
 

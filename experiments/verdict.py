@@ -137,13 +137,13 @@ def promise_kept(tables: Tables, model: str, variant: tuple[str, str]) -> Outcom
     runs = tables.of(tables.sweeps, model, "ddlr", variant)
     if layers.empty or runs.empty:
         return Outcome(None)
-    kept = layers["relative_error"] <= layers["relative_tolerance"] * (1 + VIOLATION)
+    kept = layers["relative_error_read"] <= layers["relative_tolerance"] * (1 + VIOLATION)
     bounded = runs[runs["output_bound"].notna()]
     within = bounded["output_error"] <= bounded["output_bound"] * (1 + VIOLATION)
     used = (bounded["output_error"] / bounded["output_bound"]).median()
     numbers = (
         f"{kept.sum()} of {len(kept)}",
-        f"{(layers['relative_error'] / layers['relative_tolerance']).max():.4f}",
+        f"{(layers['relative_error_read'] / layers['relative_tolerance']).max():.4f}",
         f"{within.sum()} of {len(within)}",
         f"{used:.3f}" if len(bounded) else "",
     )

@@ -143,6 +143,7 @@ def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[d
                 "parameters_dense": inputs * outputs,
                 "bytes_stored": min(4 * inputs * outputs, kept * (6 if sparse else 4)),
                 "relative_error": error,
+                "relative_error_read": error,
                 "relative_error_held_out": error * (1 + 0.15 * few * random.uniform(0.8, 1.2)),
                 "relative_tolerance": tolerances[index],
                 "violation": 2e-4,

@@ -112,7 +112,7 @@ def test_of_outputs_that_are_dropped_no_error_counts(tmp_path):
     layers = run(tmp_path, "fewest_weights")["layers"]
     assert all(layer["outputs_dropped"] > 0 for layer in layers[:-1])
     for layer in layers:  # with them it would be near 1
-        assert 0 < layer["relative_error"] < 0.31
+        assert 0 < layer["relative_error_read"] < 0.31
         assert 0 < layer["relative_error_held_out"] < 0.4
 
 

@@ -89,7 +89,7 @@ def layers_of(runs: pd.DataFrame, error: float, held_out: float) -> pd.DataFrame
     columns = ["run", "model", "method", "constraint", "refit", "order", "relative_tolerance"]
     promised = runs["relative_tolerance"]
     return runs[columns].assign(
-        relative_error=error * promised, relative_error_held_out=held_out * promised
+        relative_error_read=error * promised, relative_error_held_out=held_out * promised
     )
 
 
@@ -262,7 +262,7 @@ def test_one_layer_above_its_promise_breaks_it_on_samples_never_seen():
     layers = layers_of(runs, 0.9, 1.0)
     layers.loc[5, "relative_error_held_out"] *= 1.3
     assert judged(OTHERS, runs, layers=layers) == "does not hold"
-    layers.loc[5, "relative_error"] *= 1.2
+    layers.loc[5, "relative_error_read"] *= 1.2
     assert judged(PROMISE, runs, layers=layers) == "does not hold"
 
 
