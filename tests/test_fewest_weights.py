@@ -407,14 +407,18 @@ def test_outputs_that_nothing_uses_are_gone_and_the_others_keep_the_promise(
         assert int(dropped.sum()) == report.outputs_dropped
         if place < len(stored) - 1:
             assert not stored[place + 1].weight[:, dropped].any()
-        error = ((produced - wanted)[:, kept].norm() / wanted[:, kept].norm()).item()
-        assert error <= report.relative_bound * WITHIN
-        assert error == pytest.approx(report.relative_error_read, rel=1e-3)
+        missed = (produced - wanted)[:, kept].norm().item()
+        # Relative to the outputs that the bound is about; in cascade some of them turn out unread.
+        promised = missed / report.relative_error_read
+        assert report.relative_error_read <= report.relative_bound * WITHIN
+        assert wanted[:, kept].norm() <= promised * WITHIN and promised <= wanted.norm() * WITHIN
+        if order == "parallel":
+            assert promised == pytest.approx(wanted[:, kept].norm().item(), rel=1e-3)
         assert report.relative_tolerance == tolerance
         if order == "parallel":
             assert report.relative_bound == tolerance
         else:  # the outputs that are left make up for the others
-            assert tolerance <= report.relative_tolerance < 2.5 * tolerance
+            assert tolerance <= report.relative_bound < 2.5 * tolerance
 
         columns, rows = int(used(layer.weight).sum()), int((layer.weight != 0).any(dim=1).sum())
         if isinstance(layer, LowRankLinear):

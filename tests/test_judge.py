@@ -1,6 +1,7 @@
 """What every method is judged by: sizes and errors measured anew, and never a look at test data."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,10 @@ def test_test_data_decide_nothing_but_the_reported_accuracy(name, tmp_path, monk
 def test_the_output_error_is_within_its_bound(name, tmp_path):
     method, overrides = METHODS[name]
     row = run(tmp_path, method, *overrides)["row"]
-    # In cascade the bound is what the last layer's violation makes of it: the error, but for
-    # rounding, where it is missed.
-    assert 0 < row["output_error"] <= row["output_bound"] * (1 + 1e-5)
+    if name == "refit as a whole":  # in cascade the error would be restated, not bounded
+        assert math.isnan(row["output_bound"])
+    else:
+        assert 0 < row["output_error"] <= row["output_bound"] * (1 + 1e-5)
     assert row["output_error_held_out"] < 2 * row["output_error"]
 
 

@@ -60,7 +60,7 @@ def test_the_error_of_the_outputs_is_within_it(method, order, refit, network, ca
         assert 0 < error_of(network, result.model, captured.batches[0]) <= bound * ROUNDING
         if order == "cascade":  # the last layer's own promise
             last = result.layers[-1]
-            assert bound <= last.relative_tolerance * (1 + last.violation) * ROUNDING
+            assert bound <= last.relative_bound * (1 + last.violation) * ROUNDING
             assert bound < 3 * tolerance
 
 
@@ -90,7 +90,7 @@ def test_an_error_may_be_as_large_as_the_bound():
     for report, layer in zip(result.layers, captured.layers, strict=True):
         with torch.no_grad():
             moved.get_submodule(report.name).bias += 0.1 * layer.targets[0, 0]
-        reports.append(dataclasses.replace(report, relative_tolerance=0.1))
+        reports.append(dataclasses.replace(report, relative_bound=0.1))
     result = dataclasses.replace(result, layers=tuple(reports))
     error = error_of(model, moved, inputs)
     assert ddlr.output_bound(model, result, captured) == pytest.approx(error, rel=1e-4)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import ddlr
 import nettrim
-from ddlr import LowRankLinear, SolverStatus
+from ddlr import LowRankLinear, SolverStatus, layerwise
 from ddlr.constraints import OutputSet
 from experiments.baselines import activation_svd
 from experiments.metrics import accuracy
@@ -229,8 +229,10 @@ def test_bad_arguments_are_named(method, change, message):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("refit", ["none", "fixed"])
 def test_in_cascade_each_layer_keeps_its_promise_on_compressed_inputs(
-    method, refit, network, digits
+    method, refit, network, digits, monkeypatch
 ):
+    # The original weights read units that the compressed ones do not.
+    monkeypatch.setattr(layerwise, "remove_dead_weights", lambda model, pairs, batches: {})
     calibration = digits.calibration(300, seed=0)
     options = {"relative_tolerance": 0.2, "refit": refit}
     result = METHODS[method](network, calibration, order="cascade", **options)
@@ -248,7 +250,8 @@ def test_in_cascade_each_layer_keeps_its_promise_on_compressed_inputs(
         by_original = network.get_submodule(report.name)(inputs)
         outputs = OutputSet(wanted, 0.0, report.activation, "hinge")
         bound = max(0.2, 1.1**0.5 * outputs.violation(by_original))
-        assert report.relative_tolerance == pytest.approx(bound, rel=1e-4)
+        assert report.relative_tolerance == 0.2
+        assert report.relative_bound == pytest.approx(bound, rel=1e-4)
     captured = ddlr.capture_layers(network, calibration)
     again = METHODS[method](network, captured, order="cascade", **options)
     for one, other in zip(result.model.parameters(), again.model.parameters(), strict=True):
