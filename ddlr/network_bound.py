@@ -107,7 +107,7 @@ def _chain(network: nn.Module, captured: CapturedLayers) -> list[tuple[Tensor, T
         for batch in captured.batches:
             if len(batch):
                 outputs.append(network(batch.to(device, copy=True)))
-    if not all(isinstance(each, Tensor) for each in outputs):
+    if not all(isinstance(each, Tensor) and not each.is_complex() for each in outputs):
         return None
     if not all(record.called for record in records.values()):
         return None
