@@ -258,6 +258,16 @@ def minimise_norm(
         proof = prove(zero, constant, torch.zeros_like(outputs.targets), torch.float64)
         return finish(zero, constant, proof, iterations=0)
 
+    if warm_start is not None and warm_start.dual is not None and warm_start.dual.numel():
+        # What is a solution already is proven to be one.
+        weight, bias, dual = (
+            value.detach().to(inputs)
+            for value in (warm_start.weight, warm_start.bias, warm_start.dual)
+        )
+        proof = prove(weight, bias, dual, torch.float64)
+        if done(proof):
+            return finish(weight, bias, proof, iterations=0)
+
     margin = min(_LARGEST_MARGIN, _MARGIN_OF_TOLERANCE * tolerance)
     loop = _Splitting(norm, outputs, geometry, warm_start, margin)
     feasible, next_check = False, _ITERATIONS_A_CHECK

@@ -292,10 +292,14 @@ def layer_size(layer: nn.Module) -> LayerSize:
 
 def _block_bytes(nonzeros: int, rows: int, columns: int) -> int:
     """Of a matrix as a dense array, as values with a bitmap, or in CSR, whichever is smallest."""
-    values = BYTES_A_VALUE * nonzeros
-    bitmap = math.ceil(rows * columns / 8)
-    csr = nonzeros * _index_bytes(columns - 1) + (rows + 1) * _index_bytes(nonzeros)
-    return min(BYTES_A_VALUE * rows * columns, values + min(bitmap, csr))
+    bitmap = BYTES_A_VALUE * nonzeros + math.ceil(rows * columns / 8)
+    return min(BYTES_A_VALUE * rows * columns, bitmap, csr_bytes(nonzeros, rows, columns))
+
+
+def csr_bytes(nonzeros: int, rows: int, columns: int) -> int:
+    """Of a matrix in CSR: values, column indices and row pointers of the smallest types."""
+    pointers = (rows + 1) * _index_bytes(nonzeros)
+    return nonzeros * (BYTES_A_VALUE + _index_bytes(columns - 1)) + pointers
 
 
 def _selection_bytes(kept: Tensor) -> int:

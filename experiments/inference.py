@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Measurement, Timer
 
 from ddlr import CompressionResult, LowRankLinear
-from ddlr.layers import BYTES_A_VALUE, layer_size, store_linear
+from ddlr.layers import BYTES_A_VALUE, csr_bytes, layer_size, store_linear
 from experiments.cache import Prepared, SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import size_measures
@@ -120,7 +120,7 @@ def head(network: nn.Sequential, form: Callable[[nn.Module], nn.Module]) -> nn.S
 
 
 def in_stored_form(layer: nn.Module) -> nn.Module:
-    """A compressed layer as `ddlr.layers.LayerSize` counts it: a sparse one becomes CSR."""
+    """A compressed layer as it runs: a sparse one in CSR, where that is smaller than an array."""
     return CSRLinear(layer) if _form(layer) == "csr" else layer
 
 
@@ -133,9 +133,11 @@ def _form(layer: nn.Module) -> str:
     if isinstance(layer, LowRankLinear):
         return "low_rank"
     stored = layer.weight != 0
-    size = layer_size(layer)
-    array = BYTES_A_VALUE * int(stored.any(dim=1).sum()) * int(stored.any(dim=0).sum())
-    return "csr" if size.bytes < array else "dense"
+    nonzeros, rows, columns = (
+        int(each.sum()) for each in (stored, stored.any(dim=1), stored.any(dim=0))
+    )
+    smaller = csr_bytes(nonzeros, rows, columns) < BYTES_A_VALUE * rows * columns
+    return "csr" if smaller and layer_size(layer).form == "sparse" else "dense"
 
 
 class CSRLinear(nn.Module):

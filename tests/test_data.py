@@ -83,7 +83,9 @@ def test_calibration_samples_are_drawn_from_all_of_train_in_random_order(digits)
 
 @pytest.mark.parametrize("held_out", [0, -1, 1400])
 def test_a_split_that_leaves_a_part_empty_is_refused(held_out):
-    with pytest.raises(ValueError, match=f"held_out is {held_out}; it must be between 1 and 1399"):
+    with pytest.raises(
+        ValueError, match=f"held_out is {held_out}; it must be a whole number between 1 and 1399"
+    ):
         load_dataset("digits", "unused", held_out=held_out)
 
 

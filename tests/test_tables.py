@@ -53,6 +53,7 @@ def test_a_point_at_the_drop_is_within_it_and_a_later_rise_is_not_looked_at(drop
 def settings(**columns) -> pd.DataFrame:
     about = {key: "x" for key in ("dataset", "constraint", "refit", "order", "goal")}
     about |= {"model": "a", "method": "m", "ridge": 0.01, "calibration_samples": 5000, "seed": 0}
+    about["cascade_bound"] = "tolerance"
     rows = pd.DataFrame({"wanted": [0.1], **{name: [value] for name, value in columns.items()}})
     return rows.assign(**{key: value for key, value in about.items() if key not in rows})
 

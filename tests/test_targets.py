@@ -13,6 +13,7 @@ from experiments.targets import (
     ONE_RANK,
     RANK_SEARCH,
     SINGLE_SEED_MARGIN,
+    Curve,
     excess,
     measured_targets,
     report,
@@ -285,9 +286,10 @@ def test_far_from_dense_and_outside_the_measured_sizes_nothing_is_compared():
     assert judged(what, curve("lowest_rank", 0.1, model="lenet5"), elsewhere)["met"] == ""
 
 
-def accuracies(columns: dict[int, list[float]], sizes: tuple[float, ...] = (0.1, 0.2)):
-    """Of a curve at sizes, a column a seed."""
-    return pd.DataFrame(columns, index=sizes)
+def a_curve(columns: dict[int, list[float]], sizes: tuple[float, ...] = (0.1, 0.2)) -> Curve:
+    """Test accuracies at sizes, a column a seed; on held-out samples they are the same."""
+    accuracy = pd.DataFrame(columns, index=sizes)
+    return Curve("a curve", accuracy, 98.0 - accuracy)
 
 
 DENSE = pd.Series({0: 98.0, 1: 98.0, 2: 80.0})
@@ -298,36 +300,36 @@ def rows_of(found: pd.DataFrame) -> list[tuple]:
 
 
 def test_the_excess_is_over_the_best_of_ours_and_the_margin_half_the_wider_range():
-    better = accuracies({0: [95.0, 97.0], 1: [96.0, 97.5]})
-    worse = accuracies({0: [94.0, 97.4], 1: [94.0, 97.5]})
-    baseline = accuracies({0: [95.8, 97.5], 1: [96.0, 98.3]})
-    for ours in ([("a", better), ("b", worse)], [("b", worse), ("a", better)]):
+    better = a_curve({0: [95.0, 97.0], 1: [96.0, 97.5]})
+    worse = a_curve({0: [94.0, 97.4], 1: [94.0, 97.5]})
+    baseline = a_curve({0: [95.8, 97.5], 1: [96.0, 98.3]})
+    for ours in ([better, worse], [worse, better]):
         # At the second size `worse` is the better one; its range is narrower than the baseline's.
         assert rows_of(excess(ours, baseline, DENSE)) == [(0.1, 0.4, 0.5, 2), (0.2, 0.45, 0.4, 2)]
 
 
 def test_an_excess_is_told_on_the_baselines_seeds_where_both_were_measured():
     nan = float("nan")
-    ours = [("a", accuracies({0: [95.0, nan], 1: [97.0, 97.0], 2: [50.0, 97.0]}))]
-    single = accuracies({0: [95.5, 96.0]})
+    ours = [a_curve({0: [95.0, nan], 1: [97.0, 97.0], 2: [50.0, 97.0]})]
+    single = a_curve({0: [95.5, 96.0]})
     assert rows_of(excess(ours, single, DENSE)) == [(0.1, 0.5, SINGLE_SEED_MARGIN, 1)]
     # Of two seeds the baseline lacks one at the first size, and ours one at the second.
-    pair = accuracies({0: [nan, 96.0], 1: [96.0, 96.0]})
+    pair = a_curve({0: [nan, 96.0], 1: [96.0, 96.0]})
     assert excess(ours, pair, DENSE).empty
     # A curve of ours that lacks a seed of the baseline's is no rival.
-    lacking = [("b", accuracies({0: [99.0, 99.0]}))]
-    both = accuracies({0: [95.5, 96.0], 1: [97.5, 96.0]})
+    lacking = [a_curve({0: [99.0, 99.0]})]
+    both = a_curve({0: [95.5, 96.0], 1: [97.5, 96.0]})
     assert rows_of(excess(ours + lacking, both, DENSE)) == [(0.1, 0.5, 1.0, 2)]
     assert excess(lacking, both, DENSE).empty
 
 
 def test_where_ours_is_far_from_the_dense_networks_of_those_seeds_nothing_is_told():
     """Near is within five points of the mean over the baseline's seeds."""
-    ours = [("a", accuracies({0: [92.9, 93.1], 1: [92.9, 93.1]}))]
-    baseline = accuracies({0: [97.0, 97.0], 1: [97.0, 97.0]})
+    ours = [a_curve({0: [92.9, 93.1], 1: [92.9, 93.1]})]
+    baseline = a_curve({0: [97.0, 97.0], 1: [97.0, 97.0]})
     assert rows_of(excess(ours, baseline, DENSE)) == [(0.2, 3.9, 0.0, 2)]
-    low = [("a", accuracies({2: [76.0, 76.0]}))]
-    assert len(excess(low, accuracies({2: [77.0, 77.0]}), DENSE)) == 2
+    low = [a_curve({2: [76.0, 76.0]})]
+    assert len(excess(low, a_curve({2: [77.0, 77.0]}), DENSE)) == 2
 
 
 def test_a_size_is_at_most_where_a_single_seed_was_within_the_drop_throughout():
