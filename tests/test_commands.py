@@ -317,7 +317,7 @@ def test_a_part_of_the_benchmark_runs_alone_and_leaves_the_rows_of_others(tmp_pa
     searches, one, others = found.iloc[:3], found.iloc[3], found.iloc[4:]
     assert (others["rank"] == one["rank"] - 1).all()
     assert (others["relative_error"] > one["relative_error"]).all()
-    assert (searches["relative_error_read"] <= searches["relative_tolerance"] * (1 + 1e-3)).all()
+    assert (searches["relative_error"] <= searches["relative_tolerance"] * (1 + 1e-3)).all()
     assert searches["rank"].is_monotonic_decreasing
     assert one["rank"] == searches["rank"].iloc[1]
     assert one["relative_error"] <= searches["relative_error"].iloc[1]

@@ -425,7 +425,10 @@ def test_workers_give_the_same_network_and_the_same_errors(network):
     seen = []
     together = nettrim.prune(model, calibration, **LOOSE, workers=2, on_layer=seen.append)
     assert_same(alone, together)
-    assert tuple(seen) == together.layers
+    # As each was solved: what is dead in the network is removed once all are there.
+    for one, other in zip(seen, together.layers, strict=True):
+        assert (one.name, one.iterations) == (other.name, other.iterations)
+        assert one.parameters_kept >= other.parameters_kept
     with pytest.raises(ddlr.ConvergenceError, match="layer 'fc1': the iteration limit") as caught:
         ddlr.compress(model, calibration, **LOOSE, max_iterations=1, workers=2)
     assert pickle.loads(pickle.dumps(caught.value)).result.iterations == 1
