@@ -79,13 +79,18 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def with_choices(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs with the goal and ridge of those that were written down before these were choices."""
-    found = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound"])
+    """Runs with what those lack that were written down before it was a choice.
+
+    `earlier` marks rows that are carried over from before weights that no output depends on were
+    removed for every method, and before certificates had two sides.
+    """
+    found = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", "earlier"])
     return runs.assign(
         goal=found["goal"].astype(object).fillna(ONE_TOLERANCE),
         wanted=found["wanted"].fillna(runs["relative_tolerance"]),
         ridge=found["ridge"].fillna(USUAL_RIDGE),
         cascade_bound=found["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
+        earlier=found["earlier"].astype(object).fillna(False).astype(bool),
     )
 
 

@@ -327,3 +327,11 @@ def test_without_runs_the_command_says_what_makes_them(tmp_path):
     )
     assert done.returncode != 0
     assert "make it with python -m experiments.compress" in done.stderr
+
+
+def test_rows_of_earlier_code_are_named_by_network():
+    rows = curve("ddlr", SMALL)
+    assert verdict.carried_over(rows) == verdict.carried_over(rows.assign(earlier=False)) == []
+    rows = pd.concat([rows.assign(earlier=True), curve("nettrim", LARGE).assign(earlier=False)])
+    (said,) = verdict.carried_over(rows)
+    assert "12 of 24" in said and "upper bounds" in said
