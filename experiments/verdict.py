@@ -364,9 +364,9 @@ def carried_over(sweeps: pd.DataFrame) -> list[str]:
     ]
     return [
         "Rows of DDLR and Net-Trim that are carried over from earlier code (`earlier` in "
-        f"`sweeps.csv`): {'; '.join(counts)}. Their solves end at a gap of 1 % that may be exceeded "
-        "on the other side, with weights up to 0.1 % above the bound; what no output depends on is "
-        "counted, so that sizes of Net-Trim are upper bounds."
+        f"`sweeps.csv`): {'; '.join(counts)}. Their solves end at a gap of 1 % on one side alone, "
+        "with weights up to 0.1 % above the bound. What no output depends on is counted there, so "
+        "that sizes of Net-Trim are upper bounds."
     ]
 
 
