@@ -89,7 +89,7 @@ def compress_to_goal(
 ) -> CompressionResult:
     """Compress a network to a goal, by any method that takes a relative tolerance for each layer.
 
-        prune = functools.partial(nettrim.prune, refit="fixed")
+        prune = functools.partial(nettrim.prune, refit="layer")
         ddlr.compress_to_goal(prune, model, calibration, kept_fraction=0.1, order="cascade")
 
     Each layer is compressed by itself at each of several tolerances, in parallel order, and what

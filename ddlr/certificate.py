@@ -6,7 +6,7 @@ the solver's loop. The optimum is bounded from both sides:
 - from below by the dual objective. This is a proof, whatever the dual variable.
 - from above by the objective itself where the weight is feasible. So it is for the set `hinge` and
   for layers without an activation: there both bounds are proofs.
-- for `net_trim`, whose million sign constraints no iterate meets to the last bit, by the objective
+- for `nettrim`, whose million sign constraints no iterate meets to the last bit, by the objective
   plus the `shortfall`: the price of the violations at the multipliers. With an optimal dual
   variable this is a proof (the optimum is convex in the right sides of its constraints); with one
   that is within a gap of optimal it is an estimate. So it may take up half a tolerance at most.
@@ -43,7 +43,7 @@ class Certificate:
     objective, lower_bound, relative_gap, violation, shortfall
         As in `SolverResult`.
     sign_violation : float
-        ||max(A, 0) off Omega||_F / radius for `net_trim`, where it should be 0; 0 for `hinge`.
+        ||max(A, 0) off Omega||_F / radius for `nettrim`, where it should be 0; 0 for `hinge`.
     sensitivity : float
         By what share of itself the optimum falls for each share by which the radius grows, at the
         multipliers: radius * ||V||_F / objective.
@@ -85,7 +85,7 @@ def certify(
     *,
     norm: Norm,
     activation: str = "relu",
-    constraint: str = "net_trim",
+    constraint: str = "nettrim",
     free_bias: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Certificate:
@@ -94,7 +94,7 @@ def certify(
         minimise norm(W)   subject to   X Wt + 1 bt in C(targets, radius),   b free
 
     Any V with V <= 0 off Omega, columns that sum to zero and dual norm of Vt X at most 1 gives
-    ``<V, Y> - radius * ||V||_F`` as a lower bound (for `net_trim` with the norm over Omega only).
+    ``<V, Y> - radius * ||V||_F`` as a lower bound (for `nettrim` with the norm over Omega only).
     `dual` is repaired to such a V in closed form: clamped off Omega, the sum of each column spread
     over its entries in Omega, and its columns scaled until Vt X is in the dual ball. So the bound
     holds for any `dual` whatsoever; a poor one only makes it loose.
@@ -183,7 +183,7 @@ class _Deviation:
     def violations(self, targets: Tensor, radius: float, constraint: str) -> tuple[float, float]:
         scale = radius or torch.linalg.vector_norm(targets, dtype=torch.float64).item() or 1.0
         violation = max(0.0, (math.hypot(self.on, self.off) - radius) / scale)
-        return violation, self.off / scale if constraint == "net_trim" else 0.0
+        return violation, self.off / scale if constraint == "nettrim" else 0.0
 
     def price(self, radius: float, constraint: str) -> float:
         """What the violations may lower the objective by, at the multipliers: to first order."""
@@ -262,7 +262,7 @@ def _bound(
         adjoint.addmm_(block.T, inputs[rows].to(dtype) - mean)
         repaired[rows] = block
         gains += (block * targets[rows]).sum(dim=0, dtype=torch.float64)
-        if relu and constraint == "net_trim":
+        if relu and constraint == "nettrim":
             block.mul_(active)
         costs += block.double().square_().sum(dim=0)
 

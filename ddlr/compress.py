@@ -39,7 +39,7 @@ def compress(
     held_out: HeldOut | None = None,
     output: Output | None = None,
     method: str = "nuclear",
-    constraint: str = "net_trim",
+    constraint: str = "nettrim",
     refit: str = "none",
     order: str = "parallel",
     cascade_bound: str = "tolerance",
@@ -85,10 +85,10 @@ def compress(
         lowest rank itself, see `ddlr.lowest_rank`; "fewest_weights" also leaves out inputs of a
         layer that others can make up for, see `ddlr.fewest_weights`, and with them the outputs of
         the layer before, of which nothing is promised then; it goes from the last layer backwards.
-    constraint : {"net_trim", "hinge"}
+    constraint : {"nettrim", "hinge"}
         The output set of "nuclear", see `ddlr.solve_low_rank`; the others keep to "hinge".
-    refit : {"none", "fixed", "network"}
-        "fixed" moves each solved weight, at its rank, to a smaller output error: the nuclear norm
+    refit : {"none", "layer", "network"}
+        "layer" moves each solved weight, at its rank, to a smaller output error: the nuclear norm
         finds the rank at the price of shrunken singular values, and the search for the lowest rank
         ends as soon as the bound is met. See `ddlr.refit_low_rank`. "network" then also trains all
         these layers together towards the original outputs, without labels: more accurate, but
@@ -180,7 +180,7 @@ def compress(
         raise_on_failure=raise_on_failure,
         workers=workers,
     )
-    layer_refit = "fixed" if refit == "network" else refit
+    layer_refit = "layer" if refit == "network" else refit
     if has_goal:
         to_tolerance = partial(to_tolerance, memory=memory or remember_layers(calibration))
         return compress_to_goal(
@@ -209,7 +209,7 @@ def compress(
     }
     if method not in solvers:
         raise ValueError(f"method is {method!r}; choose one of {tuple(solvers)}")
-    refit_weight = partial(_refit, ridge=ridge) if refit == "fixed" else None
+    refit_weight = partial(_refit, ridge=ridge) if refit == "layer" else None
     solve = LayerSolver(*solvers[method], refit=refit_weight, memory=memory)
     return compress_layers(
         model,

@@ -4,9 +4,9 @@ With Omega = {Y > 0} for a layer followed by ReLU, and everything for one that i
 deviation of an output A is D = A - Y on Omega and max(A, 0) off it. Then
 
     hinge       ||D||_F <= radius
-    net_trim    ||D||_F <= radius and D = 0 off Omega
+    nettrim    ||D||_F <= radius and D = 0 off Omega
 
-Both imply ||relu(A) - Y||_F <= radius; `net_trim` is the smaller set (Aghasi et al. 2020, eq. 6).
+Both imply ||relu(A) - Y||_F <= radius; `nettrim` is the smaller set (Aghasi et al. 2020, eq. 6).
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 ACTIVATIONS = ("relu", "none")
-CONSTRAINTS = ("net_trim", "hinge")
+CONSTRAINTS = ("nettrim", "hinge")
 ALL_ROWS = slice(None)
 
 
@@ -82,7 +82,7 @@ class OutputSet:
     def displacement(self, outputs: Tensor, keep: Tensor, rows: slice = ALL_ROWS) -> Tensor:
         """`outputs` minus their projection, for the samples `rows`.
 
-        The deviation is shrunk radially; for `net_trim`, cleared off Omega and shrunk on it.
+        The deviation is shrunk radially; for `nettrim`, cleared off Omega and shrunk on it.
         """
         on, off = self._split_deviation(outputs, rows)
         if off is None:
@@ -112,10 +112,10 @@ class OutputSet:
     def best_constant_output(self) -> Tensor:
         """The bias with the smallest deviation when every weight is zero, shape (out_features,).
 
-        For `net_trim` an output that is off on some sample may not be positive, so its bias is 0.
+        For `nettrim` an output that is off on some sample may not be positive, so its bias is 0.
         """
         mean = self.targets.mean(dim=0)
-        if self.constraint == "net_trim" and self.activation == "relu":
+        if self.constraint == "nettrim" and self.activation == "relu":
             mean = mean * (self.targets > 0).all(dim=0)
         return mean
 

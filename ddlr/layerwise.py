@@ -35,7 +35,7 @@ from ddlr.untouched import random_state_kept, untouched
 
 log = logging.getLogger(__name__)
 
-REFITS = ("none", "fixed", "network")
+REFITS = ("none", "layer", "network")
 ORDERS = ("parallel", "cascade")
 CASCADE_BOUNDS = ("tolerance", "inherited")
 
@@ -152,8 +152,8 @@ class LayerProblem:
 class LayerSolver:
     """A solver for `compress_layers`: `solver` with options, begun at the original weight.
 
-    On compressed inputs the set `net_trim` may be empty, while `hinge` always holds the original
-    weight: there it takes the place of `net_trim`, with the same guarantee.
+    On compressed inputs the set `nettrim` may be empty, while `hinge` always holds the original
+    weight: there it takes the place of `nettrim`, with the same guarantee.
 
     Attributes
     ----------

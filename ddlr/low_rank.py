@@ -14,7 +14,7 @@ def solve_low_rank(
     radius: float,
     *,
     activation: str = "relu",
-    constraint: str = "net_trim",
+    constraint: str = "nettrim",
     tolerance: float = 1e-2,
     max_iterations: int = 5000,
     warm_start: WarmStart | SolverResult | None = None,
@@ -40,8 +40,8 @@ def solve_low_rank(
         upwards the zero weight is returned. For radius 0 violations are relative to that norm.
     activation : {"relu", "none"}
         What follows the layer.
-    constraint : {"net_trim", "hinge"}
-        "net_trim" asks for A <= 0 where the target is 0; "hinge" counts what is above 0 there
+    constraint : {"nettrim", "hinge"}
+        "nettrim" asks for A <= 0 where the target is 0; "hinge" counts what is above 0 there
         towards the radius: the same guarantee, more room, a lower norm.
     tolerance : float
         Bound on |relative_gap|. The violation is held to min(1e-3, tolerance).

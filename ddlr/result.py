@@ -49,11 +49,11 @@ class SolverResult:
         Proven lower bound on the optimal objective, from `dual`.
     relative_gap : float
         (objective - lower_bound) / objective; 0 where the objective is 0: how far above the optimum
-        the objective is at most. Slightly negative where sign violations of `net_trim` buy an
+        the objective is at most. Slightly negative where sign violations of `nettrim` buy an
         objective below the optimum, and then no more so than the `shortfall`.
     shortfall : float
         How far the objective may be below the optimum, relative to it: 0, and proven, where
-        `weight` is feasible; for `net_trim` the price of its sign violations, to first order.
+        `weight` is feasible; for `nettrim` the price of its sign violations, to first order.
     violation : float
         max(0, ||D||_F / radius - 1) of `weight` and `bias`, D the deviation from the output set.
         0 where a solver of `ddlr` or `nettrim` has converged, but for a radius of 0.

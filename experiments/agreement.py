@@ -13,7 +13,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH
-from experiments.tables import SETTING, read_table
+from experiments.report.tables import SETTING, read_table
 
 log = logging.getLogger(__name__)
 

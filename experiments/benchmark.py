@@ -43,9 +43,9 @@ from ddlr.constraints import OutputSet
 from experiments import plot
 from experiments.cache import load_network
 from experiments.configuration import CONFIG_PATH
-from experiments.plain_admm import plain_admm
-from experiments.records import write_whole
-from experiments.reference import NORMS, choose_solver, solve_reference
+from experiments.methods.plain_admm import plain_admm
+from experiments.methods.reference import NORMS, choose_solver, solve_reference
+from experiments.runs.records import write_whole
 from experiments.targets import ONE_RANK, RANK_SEARCH
 from experiments.training import choose_device
 from nettrim import solve_sparse
@@ -634,7 +634,7 @@ def _cone_solver(layer: Layer, solver: str, gap: float, settings: DictConfig) ->
 def _plain(layer: Layer, norm: str, settings: DictConfig, penalty: float) -> list[dict]:
     """The plain method's trace, until its certificate is within the gap or its time is up."""
     radius = layer.radius(settings.relative_tolerance)
-    outputs = OutputSet(layer.targets, radius, layer.activation, "net_trim")
+    outputs = OutputSet(layer.targets, radius, layer.activation, "nettrim")
     begun = time.perf_counter()
     iterates = plain_admm(
         NORMS[norm], outputs, layer.inputs, layer.start.weight, layer.start.bias, penalty

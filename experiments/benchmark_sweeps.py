@@ -20,12 +20,12 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH, REPOSITORY, cores
-from experiments.records import read_records, write_whole
+from experiments.runs.records import read_records, write_whole
 
 log = logging.getLogger(__name__)
 
 METHODS = ("ddlr", "nettrim")
-CONSTRAINTS = ("net_trim", "hinge")
+CONSTRAINTS = ("nettrim", "hinge")
 TOLERANCES = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)
 
 

@@ -37,14 +37,14 @@ from ddlr import (
 )
 from ddlr.allocate import Option
 from ddlr.layerwise import CapturedLayer, LayerProblem
-from experiments.checkpoints import load_checkpoint
 from experiments.configuration import CONFIG_PATH, build
 from experiments.data import Dataset, Split, data_sha256
-from experiments.locking import locked
 from experiments.metrics import Judged, judge_dense, predict
 from experiments.networks import split_at_first_linear
-from experiments.records import PARTIAL, file_sha256, identity, write_json, write_whole
-from experiments.units import network_path
+from experiments.runs.checkpoints import load_checkpoint
+from experiments.runs.locking import locked
+from experiments.runs.records import PARTIAL, file_sha256, identity, write_json, write_whole
+from experiments.runs.units import network_path
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ def alone(cfg: DictConfig) -> str:
     refit = cfg.method.get("refit", "none")
     if refit != "network":
         return refit
-    return "fixed" if "order" in cfg.method else "none"
+    return "layer" if "order" in cfg.method else "none"
 
 
 def entries(folder: Path) -> list[tuple[Path, os.stat_result]]:

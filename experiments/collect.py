@@ -13,10 +13,9 @@ import hydra
 import pandas as pd
 from omegaconf import DictConfig
 
-from experiments.ablation import ablation_sizes
 from experiments.configuration import CONFIG_PATH
-from experiments.records import read_records
-from experiments.tables import (
+from experiments.report.ablation import ablation_sizes
+from experiments.report.tables import (
     FRACTIONS,
     GROUP,
     SETTING,
@@ -25,6 +24,7 @@ from experiments.tables import (
     with_choices,
     write_table,
 )
+from experiments.runs.records import read_records
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def smallest_sizes(sweeps: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     sweeps : DataFrame
-        `sweeps.csv` as `experiments.tables.read_table` gives it.
+        `sweeps.csv` as `experiments.report.tables.read_table` gives it.
 
     Returns
     -------

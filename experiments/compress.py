@@ -25,11 +25,11 @@ import ddlr
 from ddlr import CompressionResult, GoalReport, LayerReport
 from ddlr.allocate import TOLERANCES, layer_options
 from experiments.cache import Prepared, SolveMemory, alone, prepare, remembered_options
-from experiments.checks import check_settings
 from experiments.configuration import CONFIG_PATH, SettingError, build
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
-from experiments.records import ONE_TOLERANCE, provenance, write_json
-from experiments.sweeping import (
+from experiments.runs.checks import check_settings
+from experiments.runs.records import ONE_TOLERANCE, provenance, write_json
+from experiments.runs.sweeping import (
     check_watched,
     command,
     group_of,
@@ -37,9 +37,8 @@ from experiments.sweeping import (
     note_outcome,
     set_verbosity,
 )
-from experiments.tracking import track
-from experiments.training import choose_device
-from experiments.units import (
+from experiments.runs.tracking import track
+from experiments.runs.units import (
     FAILED,
     FINISHED,
     choices,
@@ -51,6 +50,7 @@ from experiments.units import (
     record_path,
     run_key,
 )
+from experiments.training import choose_device
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from experiments.cache import SolveMemory, load_network, prepare
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import accuracy, size_measures
 from experiments.networks import split_at_first_linear
-from experiments.tables import write_table
+from experiments.report.tables import write_table
+from experiments.runs.units import choices, describe
 from experiments.training import choose_device, train
-from experiments.units import choices, describe
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from ddlr.layers import BYTES_A_VALUE, csr_bytes, layer_size, store_linear
 from experiments.cache import Prepared, SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import size_measures
-from experiments.records import write_whole
-from experiments.units import describe
+from experiments.runs.records import write_whole
+from experiments.runs.units import describe
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.configuration import CONFIG_PATH
+from experiments.runs.sweeping import duration
+from experiments.runs.units import FAILED, FINISHED, run_key, state
 from experiments.status import planned, seconds_left
-from experiments.sweeping import duration
-from experiments.units import FAILED, FINISHED, run_key, state
 
 log = logging.getLogger(__name__)
 

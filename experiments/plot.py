@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import figures, figures_ablation
 from experiments.configuration import CONFIG_PATH
-from experiments.figures import bare
-from experiments.records import write_whole
-from experiments.tables import MADE_BY, read_tables
-from experiments.tracking import TrackingError, check_tracking, log_figures
+from experiments.report import figures, figures_ablation
+from experiments.report.figures import bare
+from experiments.report.tables import MADE_BY, read_tables
+from experiments.runs.records import write_whole
+from experiments.runs.tracking import TrackingError, check_tracking, log_figures
 
 log = logging.getLogger(__name__)
 

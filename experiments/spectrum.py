@@ -21,7 +21,7 @@ from ddlr.layers import numerical_rank
 from ddlr.layerwise import CapturedLayer
 from experiments.cache import SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH, build
-from experiments.records import write_whole
+from experiments.runs.records import write_whole
 from experiments.training import choose_device
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from experiments.checks import check_settings
 from experiments.configuration import CONFIG_PATH, SettingError
-from experiments.sweeping import check_launcher, duration, expand
-from experiments.units import FAILED, FINISHED, MISSING, RUNNING, describe_any, run_key, state
+from experiments.runs.checks import check_settings
+from experiments.runs.sweeping import check_launcher, duration, expand
+from experiments.runs.units import FAILED, FINISHED, MISSING, RUNNING, describe_any, run_key, state
 
 
 def main() -> None:

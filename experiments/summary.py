@@ -10,7 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH
-from experiments.tables import (
+from experiments.report.tables import (
     MADE_BY,
     METHOD_TITLES,
     at_main_samples,
@@ -30,7 +30,7 @@ _FILES = {
     "sweeps.csv": "one row a run",
     "layers.csv": "one row a layer of a run",
 }
-_REFIT_WORDS = {"none": "", "fixed": "refit", "network": "network refit"}
+_REFIT_WORDS = {"none": "", "layer": "refit", "network": "network refit"}
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="summary")

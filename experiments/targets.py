@@ -17,8 +17,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH
-from experiments.records import USUAL_CASCADE_BOUND, USUAL_RIDGE, write_whole
-from experiments.tables import (
+from experiments.report.tables import (
     GROUP,
     METHOD_TITLES,
     NETWORK_TITLES,
@@ -30,6 +29,7 @@ from experiments.tables import (
     with_all_seeds,
     write_table,
 )
+from experiments.runs.records import USUAL_CASCADE_BOUND, USUAL_RIDGE, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ NOT_MEASURED = "not measured"
 OURS = ("lowest_rank", "fewest_weights")
 # Ours without its search, run for the ablation: no rival of ours, and not what is aimed at.
 STEPS_OF_OURS = ("activation_svd_selected",)
-ALONE, TOGETHER = ("none", "fixed"), ("network",)  # refits of layer by layer, and of the network
+ALONE, TOGETHER = ("none", "layer"), ("network",)  # refits of layer by layer, and of the network
 MNIST = ("lenet_300_100", "fc_nettrim", "lenet5")
 CIFAR10 = ("vgg_small", "convnet_nettrim")
 A_SIZE = "kept_fraction"  # the goal of runs that are to be of a given size

@@ -11,10 +11,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.checkpoints import checkpoint_path, save_checkpoint
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import accuracy
-from experiments.records import identity, provenance
+from experiments.runs.checkpoints import checkpoint_path, save_checkpoint
+from experiments.runs.records import identity, provenance
 from experiments.training import choose_device, train
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from experiments.data import Dataset
 from experiments.metrics import accuracy
-from experiments.records import write_whole
+from experiments.runs.records import write_whole
 
 
 def train(

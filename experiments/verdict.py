@@ -17,9 +17,8 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.configuration import CONFIG_PATH
-from experiments.promises import section
-from experiments.records import write_whole
-from experiments.tables import (
+from experiments.report.promises import section
+from experiments.report.tables import (
     FRACTIONS,
     MADE_BY,
     NETWORK_TITLES,
@@ -30,6 +29,7 @@ from experiments.tables import (
     size_at_drop,
     with_all_seeds,
 )
+from experiments.runs.records import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ AS_PUBLISHED = ("none", "parallel")
 # Refit and order, from as published to the furthest from it, and what is said where they help.
 VARIANTS = {
     AS_PUBLISHED: "",
-    ("fixed", "parallel"): "with refit",
+    ("layer", "parallel"): "with refit",
     ("none", "cascade"): "in cascade",
-    ("fixed", "cascade"): "with refit in cascade",
+    ("layer", "cascade"): "with refit in cascade",
 }
 IN_PARALLEL = [variant for variant in VARIANTS if variant[1] == "parallel"]
 
@@ -59,7 +59,7 @@ SIZE_MARGIN = 0.05  # relative; at a certified gap of 1 % a size may be off by a
 # Aghasi et al. (2020), arXiv 1806.06457; whether fine-tuned is not certain.
 PUBLISHED = ((0.845, 98.55), (0.88, 98.40), (0.935, 98.07), (0.97, 96.52))
 REPRODUCED_WITHIN = 0.3  # points below the published accuracy
-_AFTERWARDS = {"none": "as solved", "fixed": "refit", "finetuned": "fine-tuned"}
+_AFTERWARDS = {"none": "as solved", "layer": "refit", "finetuned": "fine-tuned"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Tables:
         own = table[(table["model"] == model) & (table["method"] == method)]
         refit, order = variant
         own = own[(own["refit"] == refit) & (own["order"] == order)]
-        return own[own["constraint"] == own["constraint"].max()]  # net_trim comes after hinge
+        return own[own["constraint"] == own["constraint"].max()]  # nettrim comes after hinge
 
 
 def fewer_parameters(tables: Tables, model: str, variant: tuple[str, str]) -> Outcome:

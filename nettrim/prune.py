@@ -27,7 +27,7 @@ def prune(
     calibration: Tensor | Iterable[Tensor] | CapturedLayers,
     *,
     relative_tolerance: float | Mapping[str, float],
-    constraint: str = "net_trim",
+    constraint: str = "nettrim",
     refit: str = "none",
     output: Output | None = None,
     order: str = "parallel",
@@ -50,8 +50,8 @@ def prune(
 
     Parameters, return value and errors are those of `ddlr.compress`, and
 
-    refit : {"none", "fixed", "network"}
-        "fixed" moves each solved weight, on its support, to a smaller output error. See
+    refit : {"none", "layer", "network"}
+        "layer" moves each solved weight, on its support, to a smaller output error. See
         `nettrim.refit_sparse`. "network" then trains all nonzeros together towards the original
         outputs, without labels. See `ddlr.refit_network`.
     output : {"classes", "binary", "values"} or callable, optional
@@ -81,7 +81,7 @@ def prune(
             *(model, calibration),
             relative_tolerance=relative_tolerance,
             constraint=constraint,
-            refit="fixed",
+            refit="layer",
             order=order,
             cascade_bound=cascade_bound,
             penalise_bias=penalise_bias,
@@ -99,7 +99,7 @@ def prune(
     options = {"constraint": constraint, "tolerance": tolerance, "max_iterations": max_iterations}
     if penalise_bias:
         options["penalise_bias"] = True
-    refit_weight = partial(_refit, ridge=ridge) if refit == "fixed" else None
+    refit_weight = partial(_refit, ridge=ridge) if refit == "layer" else None
     solve = LayerSolver(solve_sparse, options, refit=refit_weight, memory=memory)
     return compress_layers(
         model,

@@ -23,7 +23,7 @@ def solve_sparse(
     radius: float,
     *,
     activation: str = "relu",
-    constraint: str = "net_trim",
+    constraint: str = "nettrim",
     tolerance: float = 1e-2,
     max_iterations: int = 5000,
     warm_start: WarmStart | SolverResult | None = None,

@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.configuration import CONFIG_PATH, REPOSITORY
-from experiments.locking import holder
+from experiments.runs.locking import holder
 
 LAUNCHERS = {
     "local": (),
@@ -87,7 +87,7 @@ def test_a_run_that_raises_is_reported_and_the_others_finish(launcher, tmp_path)
     done = run("compress", tmp_path, *SWEEP, *grid, f"launcher={launcher}", *own)
     assert done.returncode == 1
     assert "3 runs finished, 1 failed, 0 not done" in done.stderr
-    assert "failed: mlp_digits nettrim net_trim -1 seed 0," in done.stderr
+    assert "failed: mlp_digits nettrim nettrim -1 seed 0," in done.stderr
     assert "SettingError: method.relative_tolerance is -1" in done.stderr
     assert "method.relative_tolerance=-1" in done.stderr.rpartition("config:")[2]
     assert len(tables(tmp_path)[0]) == 3

@@ -1,0 +1,166 @@
+"""How the tables of results are read: names and their order, settings, the frontier of a method.
+
+Needs neither torch nor a network. A *setting* is everything about a run but its seed; a *variant*
+is a method with its output set, refit and order. What a run was to reach is its *goal* and the
+value *wanted*: one relative tolerance for all layers, or a goal for the network, for which each
+layer has its own.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.runs.records import (
+    ONE_TOLERANCE,
+    USUAL_CASCADE_BOUND,
+    USUAL_RIDGE,
+    write_whole,
+)
+
+NETWORK_TITLES = {
+    "lenet_300_100": "LeNet-300-100 on MNIST",
+    "fc_nettrim": "784-300-1000-100-10 on MNIST",
+    "lenet5": "LeNet-5 on MNIST, FC layers",
+    "convnet_nettrim": "Net-Trim's conv net on CIFAR-10, FC layers",
+    "vgg_small": "VGG-style net on CIFAR-10, FC layers",
+    "mlp_digits": "MLP 64-48-32-10 on digits",
+}
+# For axes, in two lines at most.
+SHORT_TITLES = {
+    "lenet_300_100": "LeNet-\n300-100",
+    "fc_nettrim": "784-300-\n1000-100-10",
+    "lenet5": "LeNet-5,\nFC layers",
+    "convnet_nettrim": "Net-Trim's\nconv net",
+    "vgg_small": "VGG-style\nnet",
+    "mlp_digits": "MLP on\ndigits",
+}
+METHOD_TITLES = {
+    "fewest_weights": "fewest weights (rank and inputs)",
+    "lowest_rank": "lowest rank",
+    "ddlr": "DDLR (nuclear norm)",
+    "nettrim": "Net-Trim (l1)",
+    "nettrim_protocol": "Net-Trim, its own protocol",
+    "svd": "SVD of the weights",
+    "activation_svd": "activation-aware SVD",
+    "activation_svd_selected": "activation-aware SVD on selected inputs",
+    "magnitude": "magnitude, a threshold a layer",
+    "magnitude_global": "magnitude, one threshold",
+    "ddlr_cvxpy": "DDLR, cone solver",
+    "nettrim_cvxpy": "Net-Trim, cone solver",
+}
+# What is counted to the column that holds it, as a fraction of the dense layers.
+FRACTIONS = {"weights": "kept_fraction", "bytes": "bytes_fraction"}
+# Table to the command that makes it.
+MADE_BY = {
+    "sweeps": "python -m experiments.compress, then python -m experiments.collect",
+    "layers": "python -m experiments.compress, then python -m experiments.collect",
+    "sizes": "python -m experiments.collect",
+    "ablation": "python -m experiments.collect",
+    "inference": "python -m experiments.inference",
+    "spectrum": "python -m experiments.spectrum",
+    "finetune": "python -m experiments.finetune",
+    "benchmark_targets": "python -m experiments.benchmark",
+}
+VARIANT = ["method", "constraint", "refit", "order"]
+GROUP = ["dataset", "model", *VARIANT, "cascade_bound", "ridge", "calibration_samples", "goal"]
+SETTING = [*GROUP, "wanted"]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table, with the keys of runs as text also where they consist of digits."""
+    table = pd.read_csv(path, dtype={"run": str})
+    if "relative_tolerance" in table and "calibration_samples" in table:
+        table = with_choices(table)
+    if {"bytes_stored", "bytes_dense"} <= set(table):
+        table["bytes_fraction"] = table["bytes_stored"] / table["bytes_dense"]
+    return table
+
+
+def with_choices(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with what those lack that were written down before it was a choice.
+
+    `earlier` marks rows that are carried over from before weights that no output depends on were
+    removed for every method, and before certificates had two sides.
+    """
+    found = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", "earlier"])
+    return runs.assign(
+        goal=found["goal"].astype(object).fillna(ONE_TOLERANCE),
+        wanted=found["wanted"].fillna(runs["relative_tolerance"]),
+        ridge=found["ridge"].fillna(USUAL_RIDGE),
+        cascade_bound=found["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
+        earlier=found["earlier"].astype(object).fillna(False).astype(bool),
+    )
+
+
+def at_one_tolerance(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with one tolerance for all layers."""
+    return runs[runs["goal"] == ONE_TOLERANCE]
+
+
+def read_tables(results: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a folder of results that are there, by their names."""
+    paths = {name: results / f"{name}.csv" for name in MADE_BY}
+    return {name: read_table(path) for name, path in paths.items() if path.is_file()}
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table whole or not at all."""
+    write_whole(path, lambda scratch: table.to_csv(scratch, index=False, float_format="%.8g"))
+
+
+def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Names once each, in the order of the known ones; others come last, by the alphabet."""
+    known = list(known)
+    places = {name: place for place, name in enumerate(known)}
+    return sorted(set(names), key=lambda name: (places.get(name, len(known)), name))
+
+
+def with_all_seeds(sweeps: pd.DataFrame) -> pd.DataFrame:
+    """The rows of settings that were run with every seed of their network."""
+    of_network = sweeps.groupby(["dataset", "model"])["seed"].transform("nunique")
+    return sweeps[sweeps.groupby(SETTING)["seed"].transform("nunique") == of_network]
+
+
+def at_main_samples(sweeps: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the calibration samples and ridge that a network and method has most rows of.
+
+    Of those with as many rows the larger ones are taken.
+    """
+    of, chosen = ["model", "method"], ["calibration_samples", "ridge"]
+    counts = sweeps.groupby([*of, *chosen]).size().reset_index(name="n")
+    main = counts.sort_values(["n", *chosen]).drop_duplicates(of, keep="last")
+    is_main = sweeps.set_index([*of, *chosen]).index.isin(main.set_index([*of, *chosen]).index)
+    return sweeps[is_main]
+
+
+def size_at_drop(sizes: np.ndarray, drops: np.ndarray, drop: float) -> float:
+    """The smallest size on a method's frontier whose drop of accuracy is at most `drop`.
+
+    Between measured points, taken in the order of their sizes, the drop is interpolated linearly
+    in the logarithm of the size. It is not extrapolated.
+
+    Parameters
+    ----------
+    sizes, drops : ndarray, shape (points,)
+        Fractions kept, and drops of accuracy in points.
+    drop : float
+        In points.
+
+    Returns
+    -------
+    float
+        NaN where no point keeps to `drop`.
+    """
+    order = np.argsort(sizes, kind="stable")
+    sizes, drops = sizes[order], drops[order]
+    within = np.flatnonzero(drops <= drop)
+    if not len(within):
+        return float("nan")
+    first = within[0]
+    if first == 0:
+        return float(sizes[0])
+    share = (drop - drops[first]) / (drops[first - 1] - drops[first])
+    low, high = np.log(sizes[first - 1]), np.log(sizes[first])
+    return float(np.exp(high + share * (low - high)))
