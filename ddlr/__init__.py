@@ -1,14 +1,17 @@
 """Data-driven low-rank compression of fully connected layers, with certified solves."""
 
 from ddlr.admm import CentredInputs, WarmStart
-from ddlr.allocate import compress_to_goal
-from ddlr.capture import capture
+from ddlr.captured import CapturedLayers
+from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
-from ddlr.compress import compress
+from ddlr.compression import compress
+from ddlr.goals import Goal
+from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
 from ddlr.layers import LowRankLinear, SelectedLinear, compact
-from ddlr.layerwise import CapturedLayers, capture_layers
 from ddlr.low_rank import solve_low_rank
+from ddlr.method import Method
+from ddlr.network import Settings, compress_network
 from ddlr.network_bound import output_bound
 from ddlr.network_refit import refit_network
 from ddlr.reduced_rank import lowest_rank, refit_low_rank
@@ -27,10 +30,13 @@ __all__ = [
     "Certificate",
     "CompressionResult",
     "ConvergenceError",
+    "Goal",
     "GoalReport",
     "LayerReport",
     "LowRankLinear",
+    "Method",
     "SelectedLinear",
+    "Settings",
     "SolverResult",
     "SolverStatus",
     "WarmStart",
@@ -39,7 +45,7 @@ __all__ = [
     "certify",
     "compact",
     "compress",
-    "compress_to_goal",
+    "compress_network",
     "fewest_weights",
     "lowest_rank",
     "output_bound",

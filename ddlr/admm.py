@@ -63,6 +63,13 @@ class CentredInputs:
     inputs: Tensor
     free_bias: ClassVar[bool] = True
 
+    @classmethod
+    def with_eigen(cls, inputs: Tensor, eigen: tuple[Tensor, Tensor]) -> "CentredInputs":
+        """Inputs whose property `eigen` is known from before."""
+        made = cls(inputs)
+        vars(made)["eigen"] = eigen
+        return made
+
     @cached_property
     def mean(self) -> Tensor:
         return self.inputs.mean(dim=0)

@@ -1,6 +1,7 @@
-"""Numbers as callers have them: Python's, numpy's, or tensors of one value."""
+"""Arguments as callers have them: numbers of Python, numpy or torch, and choices among words."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 
@@ -55,3 +56,16 @@ def _plain(value: object) -> int | float | None:
     if isinstance(value, int | float):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+def one_of(value: object, name: str, choices: Sequence[str]) -> str:
+    """A value that has to be one of some words.
+
+    Raises
+    ------
+    ValueError
+        If it is not; names the argument, the value and the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {tuple(choices)}")
+    return value

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ddlr.capture import capture, run_batches
+from ddlr.hooks import capture, run_batches
 from ddlr.layers import LowRankLinear
 
 

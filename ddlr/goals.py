@@ -1,17 +1,16 @@
 """Goals for a network: what is wanted of it, on which samples, and what it measures."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 
 from ddlr.arguments import as_number, as_whole_number
-from ddlr.capture import OutputError
+from ddlr.captured import CapturedLayers
 from ddlr.held_out import Batches, HeldOut, checked_labels, read_held_out, settled_output
-from ddlr.layerwise import CapturedLayers
+from ddlr.hooks import OutputError
 from ddlr.outputs import (
     Output,
     check_output,
@@ -24,80 +23,157 @@ from ddlr.outputs import (
 )
 from ddlr.result import CompressionResult, GoalReport
 
-GOALS = (
-    "max_parameters",
-    "kept_fraction",
-    "max_output_error",
-    "max_accuracy_drop",
-    "min_agreement",
-)
-_OF_PREDICTIONS = ("max_accuracy_drop", "min_agreement")
+# Those a layer is tried at, besides being left as it is: a factor of 1.2 apart.
+TOLERANCES = tuple(round(0.03 * 1.2**step, 4) for step in range(20))
+_ON_HELD_OUT = ("max_accuracy_drop", "min_agreement")
 _NORMAL_QUANTILE = 2.576  # of an interval that holds 99 %
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What a network is compressed to, as in `compress_to_goal`, and samples that measure it.
+class Option:
+    """A layer at one tolerance: the weights that it keeps, and what that does to the network.
 
     Attributes
     ----------
-    name : str
-    wanted : float
-    inputs : Tensor or tuple of Tensor, optional
-        Held-out network inputs, or batches of them, for the goals on accuracy and agreement.
-    labels : Tensor or tuple of Tensor, optional
-        Their labels, for accuracy.
-    output : {"classes", "binary", "values"} or callable, optional
-        What the network's outputs are, see `compress_to_goal`.
+    tolerance : float
+    parameters : int
+        Weights of the layer.
+    divergence : float
+        Of the network's outputs, where this layer alone is compressed.
+    inputs_dropped : int
+        Inputs for which the layer has no weights.
+    parameters_per_output : int
+        Weights that the layer loses for each of its outputs that the next layer drops; 0 where a
+        method does not free a layer from these.
     """
+
+    tolerance: float
+    parameters: int
+    divergence: float
+    inputs_dropped: int = 0
+    parameters_per_output: int = 0
+
+
+def _goal():
+    return field(default=None, metadata={"goal": True})
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a network is to be compressed to, in place of one tolerance for all layers.
+
+        ddlr.compress(model, calibration, goal=ddlr.Goal(kept_fraction=0.1))
+        ddlr.compress(model, calibration, goal=ddlr.Goal(max_accuracy_drop=1, held_out=(x, labels)))
+
+    Each layer gets a tolerance of its own. Just one of the first five is given.
+
+    Attributes
+    ----------
+    max_parameters : int
+        The best network with at most so many weights in the layers that are compressed.
+    kept_fraction : float
+        The same, as a share of the weights that these layers had.
+    max_output_error : float
+        The smallest network with at most this ||outputs - original||_F / ||original||_F on the
+        calibration inputs.
+    max_accuracy_drop : float
+        The smallest network that loses at most so many points of accuracy, in per cent, on
+        labelled held-out samples.
+    min_agreement : float
+        The smallest network that predicts the same on at least this share of held-out samples,
+        between 0 and 1; they need no labels.
+    held_out : Tensor, (Tensor, Tensor), or iterable of either
+        For the last two: network inputs, and their labels, that are not among those of the
+        calibration; or batches of them, such as a DataLoader's.
+    tolerances : sequence of float
+        Those that each layer is tried at.
+    options : mapping of layer name to sequence of Option, optional
+        What `ddlr.allocate.layer_options` measured for each layer, where it is known already.
+
+    Raises
+    ------
+    ValueError
+        If not just one goal is given, it is not usable, or `held_out` is missing or of no use;
+        names it.
+    """
+
+    max_parameters: int | None = _goal()
+    kept_fraction: float | None = _goal()
+    max_output_error: float | None = _goal()
+    max_accuracy_drop: float | None = _goal()
+    min_agreement: float | None = _goal()
+    held_out: HeldOut | None = field(default=None, repr=False)
+    tolerances: Sequence[float] = TOLERANCES
+    options: Mapping[str, Sequence[Option]] | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        given = [name for name in GOALS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one goal of {GOALS}; given are {tuple(given)}")
+        if self.name == "max_parameters":
+            as_whole_number(self.wanted, self.name)
+        else:
+            highest = 1 if self.name in ("kept_fraction", "min_agreement") else math.inf
+            as_number(self.wanted, self.name, highest=highest)
+        if self.on_held_out and self.held_out is None:
+            raise ValueError(f"{self.name} is measured on held-out samples; give them as held_out")
+        if self.held_out is not None and not self.on_held_out:
+            raise ValueError(f"held_out is for {' and '.join(_ON_HELD_OUT)}, not for {self.name}")
+        for each in self.tolerances:
+            as_number(each, "tolerances")
+
+    @property
+    def name(self) -> str:
+        return next(name for name in GOALS if getattr(self, name) is not None)
+
+    @property
+    def wanted(self) -> float:
+        """The value of the goal."""
+        value = getattr(self, self.name)
+        return as_whole_number(value, self.name) if self.name == "max_parameters" else value
+
+    @property
+    def on_held_out(self) -> bool:
+        return self.name in _ON_HELD_OUT
+
+
+# Names of the goals, listed in `Goal` alone.
+GOALS = tuple(each.name for each in fields(Goal) if each.metadata.get("goal"))
+
+
+@dataclass(frozen=True)
+class SettledGoal:
+    """A goal with all that measures it: the meaning of outputs, and held-out samples in batches."""
 
     name: str
     wanted: float
-    inputs: Tensor | Batches | None = None
-    labels: Tensor | Batches | None = None
+    inputs: Batches | None = None
+    labels: Batches | None = None
     output: Output | None = None
 
 
-def chosen_goal(
-    goals: Mapping[str, float | None], held_out: HeldOut | None, output: Output | None = None
-) -> Goal:
-    """The one goal that is given, after a check of its value and of the samples it needs."""
-    given = {name: wanted for name, wanted in goals.items() if wanted is not None}
-    if len(given) != 1:
-        raise ValueError(f"give one goal of {tuple(goals)}; given are {tuple(given)}")
-    check_output(output)
-    [(name, wanted)] = given.items()
-    if name == "max_parameters":
-        wanted = as_whole_number(wanted, name)
-    else:
-        highest = 1 if name in ("kept_fraction", "min_agreement") else math.inf
-        wanted = as_number(wanted, name, highest=highest)
-    if name not in _OF_PREDICTIONS:
-        return Goal(name, wanted, output=output)
-    if held_out is None:
-        raise ValueError(f"{name} is measured on held-out samples; give them as held_out")
-    inputs, labels = read_held_out(held_out)
-    if name == "max_accuracy_drop" and labels is None:
-        raise ValueError("max_accuracy_drop needs labels: held_out must be (inputs, labels)")
-    return Goal(name, wanted, inputs, labels, output)
-
-
-def check_refit_of(goal: Goal) -> None:
+def check_refit_of(goal: Goal, output: Output | None) -> None:
     """Raise a ValueError where neither a goal nor its output say what a refit trains towards."""
     if goal.name in ("max_parameters", "kept_fraction"):  # the others say it
-        check_trainable(goal.output)
+        check_trainable(output)
 
 
-def settled(goal: Goal, model: nn.Module, captured: CapturedLayers) -> Goal:
+def settled(
+    goal: Goal, model: nn.Module, captured: CapturedLayers, output: Output | None
+) -> SettledGoal:
     """The goal with its output, as far as that is given or certain, and its samples in batches.
 
-    None is left for a budget alone.
+    An output of None is left for a budget alone.
     """
-    output, inputs, labels = goal.output, goal.inputs, goal.labels
+    check_output(output)
+    inputs = labels = None
     calibrated = network_outputs(model, captured.batches)
     if goal.name == "max_output_error":
         output = output or "values"
-    if goal.name in _OF_PREDICTIONS:
+    if goal.on_held_out:
+        inputs, labels = read_held_out(goal.held_out)
+        if goal.name == "max_accuracy_drop" and labels is None:
+            raise ValueError("max_accuracy_drop needs labels: held_out must be (inputs, labels)")
         if isinstance(inputs, Tensor):
             inputs, labels = read_held_out(inputs if labels is None else (inputs, labels))
         found = _held_out_outputs(model, inputs)
@@ -110,7 +186,7 @@ def settled(goal: Goal, model: nn.Module, captured: CapturedLayers) -> Goal:
             for some, each in zip(counted, found, strict=True):
                 checked_labels(some, each, output)
     check_outputs(calibrated, output or "values")
-    return dataclasses.replace(goal, inputs=inputs, labels=labels, output=output)
+    return SettledGoal(goal.name, goal.wanted, inputs, labels, output)
 
 
 def _held_out_outputs(model: nn.Module, inputs: Batches) -> list[Tensor]:
@@ -149,7 +225,7 @@ def kept_weights(result: CompressionResult) -> int:
 
 
 def measure_of(
-    goal: Goal, model: nn.Module, captured: CapturedLayers, original: tuple[Tensor, ...]
+    goal: SettledGoal, model: nn.Module, captured: CapturedLayers, original: tuple[Tensor, ...]
 ) -> Callable[[CompressionResult], GoalReport]:
     """A network's measured value of a goal, with an interval where it is of held-out samples."""
 
@@ -161,7 +237,7 @@ def measure_of(
 
         def measure(result: CompressionResult) -> GoalReport:
             kept = kept_weights(result)
-            share = kept / _dense_weights(captured) if goal.name == "kept_fraction" else kept
+            share = kept / captured.weights if goal.name == "kept_fraction" else kept
             return report(share, kept <= budget)
 
     elif goal.name == "max_output_error":
@@ -229,15 +305,11 @@ def output_error(
     return relative_error(original, network_outputs(result.model, captured.batches))
 
 
-def budget_of(goal: Goal, captured: CapturedLayers) -> int | None:
+def budget_of(goal: SettledGoal, captured: CapturedLayers) -> int | None:
     """The weights that a goal allows, if it is one of size."""
     if goal.name == "kept_fraction":
-        return math.floor(goal.wanted * _dense_weights(captured))
+        return math.floor(goal.wanted * captured.weights)
     return math.floor(goal.wanted) if goal.name == "max_parameters" else None
-
-
-def _dense_weights(captured: CapturedLayers) -> int:
-    return sum(layer.weight.numel() for layer in captured.layers)
 
 
 def _wilson_interval(share: float, samples: int) -> tuple[float, float]:

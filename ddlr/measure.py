@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ddlr.captured import CapturedLayer
 from ddlr.constraints import OutputSet, relative_violation
 from ddlr.layers import layer_size, numerical_rank
 from ddlr.result import LayerReport, SolverResult, SolverStatus
@@ -119,3 +120,23 @@ class MeasuredLayer:
             inputs_dropped=int((self.live_in & ~(layer.weight != 0).any(dim=0)).sum()),
             **measures,
         )
+
+
+def measured_layer(
+    layer: nn.Module,
+    captured: CapturedLayer,
+    relative_tolerance: float,
+    relative_bound: float,
+    solved: SolverResult | None,
+) -> MeasuredLayer:
+    """Measure a layer as it is stored. Without a solve it is the original one."""
+    original = captured.targets if captured.whole_targets is None else captured.whole_targets
+    return MeasuredLayer(
+        captured.name,
+        captured.activation,
+        float(relative_tolerance),
+        float(relative_bound),
+        solved,
+        layer_errors(layer, captured.inputs, captured.targets, original, captured.activation),
+        captured.live_in,
+    )

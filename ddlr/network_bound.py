@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ddlr.capture import capture
-from ddlr.layerwise import CapturedLayer, CapturedLayers
+from ddlr.captured import CapturedLayer, CapturedLayers
+from ddlr.hooks import capture
 from ddlr.proximal import spectral_norm
 from ddlr.result import CompressionResult, LayerReport, SolverStatus
 from ddlr.untouched import untouched

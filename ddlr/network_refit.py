@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.arguments import as_number, as_whole_number
-from ddlr.capture import OutputError, evaluating, one_tensor
-from ddlr.layerwise import CapturedLayers, measured_again
+from ddlr.captured import CapturedLayers
+from ddlr.cascade import with_inputs_of
+from ddlr.hooks import OutputError, evaluating, one_tensor
+from ddlr.measure import measured_layer
 from ddlr.outputs import Output, check_outputs, check_trainable, outputs_by_batch, training_loss
 from ddlr.result import CompressionResult, SolverStatus
 
@@ -164,23 +166,26 @@ def _minibatches(
     yield from chunks
 
 
-def refit_result(
+def refit_if_asked(
     model: nn.Module,
     result: CompressionResult,
     captured: CapturedLayers,
     *,
+    refit: str,
     output: Output | None,
 ) -> CompressionResult:
-    """A compression whose layers are refitted together, by `refit_network`, and measured again.
+    """A compression, after a refit of all its layers together where `refit` is "network".
 
-    No certificate speaks of the weights any longer, and the layers' bounds may not hold: by how
+    They are moved by `refit_network` and measured again. No certificate speaks of the weights any longer, and the layers' bounds may not hold: by how
     much they do not is each report's violation.
     """
+    if refit != "network":
+        return result
     started = time.perf_counter()
     names = [report.name for report in result.layers]
     refitted = refit_network(model, result.model, captured.batches, names, output=output)
     share = (time.perf_counter() - started) / len(names)
-    result = measured_again(dataclasses.replace(result, model=refitted), captured)
+    result = _measured_again(dataclasses.replace(result, model=refitted), captured)
     reports = tuple(
         dataclasses.replace(
             report,
@@ -191,3 +196,24 @@ def refit_result(
         for report in result.layers
     )
     return dataclasses.replace(result, layers=reports)
+
+
+@torch.no_grad()
+def _measured_again(result: CompressionResult, captured: CapturedLayers) -> CompressionResult:
+    """The errors and violations of a result whose layers have moved, at the sizes they had."""
+    layers = {layer.name: layer for layer in captured.layers}
+    reports = []
+    for report in result.layers:
+        layer = layers[report.name]
+        if result.order == "cascade" and reports:
+            layer = with_inputs_of(result.model, layer, captured.batches)
+        stored = result.model.get_submodule(report.name)
+        unread = result.unread.get(report.name, torch.zeros_like(layer.live_out))
+        if result.drops_unused:
+            layer = layer.reading(~unread)
+        moved = measured_layer(
+            stored, layer, report.relative_tolerance, report.relative_bound, None
+        )
+        measures = moved.errors.measures(unread, report.relative_bound)
+        reports.append(dataclasses.replace(report, **measures))
+    return dataclasses.replace(result, layers=tuple(reports))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddlr.capture import OutputError, evaluating, one_tensor
+from ddlr.hooks import OutputError, evaluating, one_tensor
 
 KINDS = ("classes", "binary", "values")
 Output = str | Callable[[Tensor, Tensor], Tensor | float]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr import CapturedLayers, CompressionResult, capture
-from ddlr.capture import evaluating, run_batches
+from ddlr.hooks import evaluating, run_batches
 from ddlr.layers import BYTES_A_VALUE, layer_size
 from experiments.data import Split
 

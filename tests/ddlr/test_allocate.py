@@ -12,7 +12,7 @@ import ddlr
 import nettrim
 from ddlr import SolverStatus
 from ddlr.allocate import Option, frontier, layer_options, reach
-from ddlr.capture import outputs_of
+from ddlr.hooks import outputs_of
 from ddlr.goals import Goal
 from ddlr.outputs import divergence
 from experiments.data import load_dataset

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from ddlr import capture
-from ddlr.capture import run_batches
+from ddlr.hooks import run_batches
 
 
 class Functional(nn.Module):

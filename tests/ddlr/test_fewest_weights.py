@@ -18,7 +18,7 @@ from ddlr import (
     fewest_weights,
     lowest_rank,
 )
-from ddlr.capture import feeds_only
+from ddlr.hooks import feeds_only
 from ddlr.constraints import OutputSet
 from ddlr.input_selection import regress_onto, select_inputs
 from ddlr.layers import fewest_stored, numerical_rank

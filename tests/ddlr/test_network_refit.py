@@ -11,7 +11,7 @@ from torch import nn
 import ddlr
 import nettrim
 from ddlr import CapturedLayers, SolverStatus, refit_network
-from ddlr.capture import outputs_of
+from ddlr.hooks import outputs_of
 from ddlr.layers import layer_size, numerical_rank
 from ddlr.outputs import divergence
 from experiments.methods.baselines import activation_svd, magnitude, magnitude_global, svd

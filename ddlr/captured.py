@@ -1,0 +1,219 @@
+"""The captured layers of a network: what each saw and gave on the calibration samples."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ddlr.admm import CentredInputs
+from ddlr.constraints import OutputSet
+from ddlr.hooks import feeds_only
+from ddlr.method import LayerProblem
+from ddlr.routes import Route
+from ddlr.trials import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """The inputs of a layer, with what all its solves share.
+
+    Attributes
+    ----------
+    whole : Tensor, shape (samples, in_features)
+    eigen : (Tensor, Tensor), optional
+        Eigenvalues and eigenvectors of the centred inputs that are not always zero, where they are
+        known already; see `CentredInputs.eigen`.
+    """
+
+    whole: Tensor
+    eigen: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def live(self) -> Tensor:
+        return live(self.whole)
+
+    @cached_property
+    def centred(self) -> CentredInputs:
+        """The inputs that are not always zero, with the eigenvectors that all solves share."""
+        inputs = self.whole[:, self.live]
+        if self.eigen is None:
+            return CentredInputs(inputs)
+        return CentredInputs.with_eigen(inputs, self.eigen)
+
+
+@dataclass(frozen=True)
+class CapturedLayer:
+    """What one layer saw and gave on the calibration samples; serves any number of solves.
+
+    Attributes
+    ----------
+    name : str
+    inputs : Tensor, shape (samples, in_features)
+    targets : Tensor, shape (samples, out_features)
+        The layer's output, after its activation.
+    activation : {"relu", "none"}
+    weight, bias : Tensor
+        Of the layer that was captured; a missing bias is zero.
+    read : Tensor, optional, shape (out_features,)
+        Which outputs something uses; targets of the others are zero. All where it is None.
+    whole_targets : Tensor, optional
+        The targets before those that nothing uses were set to zero.
+    route : Route, optional
+        Which samples reached the layer, see `ddlr.routes`; what cascade order goes by.
+    shared : LayerInputs, optional
+        What solves on the same inputs share; made anew unless given.
+    """
+
+    name: str
+    inputs: Tensor
+    targets: Tensor
+    activation: str
+    weight: Tensor
+    bias: Tensor
+    read: Tensor | None = None
+    whole_targets: Tensor | None = None
+    route: Route | None = field(default=None, repr=False)
+    shared: LayerInputs | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        if self.shared is None or self.shared.whole is not self.inputs:
+            object.__setattr__(self, "shared", LayerInputs(self.inputs))
+
+    @property
+    def dropped(self) -> int:
+        """Outputs that are not always zero, but taken for that since nothing uses them."""
+        if self.whole_targets is None:
+            return 0
+        return int(live(self.whole_targets).sum() - self.live_out.sum())
+
+    @property
+    def live_in(self) -> Tensor:
+        return self.shared.live
+
+    @cached_property
+    def live_out(self) -> Tensor:
+        return live(self.targets)
+
+    @property
+    def live_inputs(self) -> CentredInputs:
+        return self.shared.centred
+
+    def reading(self, read: Tensor) -> "CapturedLayer":
+        """The layer where only some of its outputs are used, `read` of shape (out_features,)."""
+        targets = self.targets * read
+        return dataclasses.replace(self, targets=targets, read=read, whole_targets=self.targets)
+
+    def problem(self, relative_bound: float, *, original_inputs: bool = True) -> LayerProblem:
+        """The layer to be solved within a bound relative to the norm of its targets."""
+        live_in, live_out = self.live_in, self.live_out
+        return LayerProblem(
+            self.live_inputs,
+            self.targets[:, live_out],
+            relative_bound * torch.linalg.vector_norm(self.targets).item(),
+            self.activation,
+            self.weight[live_out][:, live_in],
+            self.bias[live_out],
+            original_inputs,
+        )
+
+    @torch.no_grad()
+    def error_of_original(self) -> float:
+        """Norm of the original weights' deviation on the inputs, relative to the targets."""
+        outputs = OutputSet(self.targets, 0.0, self.activation, "hinge")
+        produced = torch.addmm(self.bias, self.inputs, self.weight.T)
+        return outputs.violation(produced)
+
+    def is_input_of(self, following: "CapturedLayer") -> bool:
+        """Whether another layer's inputs are this one's outputs, as they are."""
+        targets, inputs = self.targets, following.inputs
+        return targets.shape == inputs.shape and torch.equal(targets, inputs)
+
+
+@dataclass(frozen=True)
+class CapturedLayers:
+    """The captured layers of one network, in its order. Stands in for the calibration set.
+
+    Attributes
+    ----------
+    layers : tuple of CapturedLayer
+        In the order in which the network calls them first.
+    batches : tuple of Tensor
+        The network inputs they were captured on.
+    traces : tuple of Trace, optional
+        What the network did on each batch that has samples. By it a network that is not the one
+        that was captured is found out at once; without it by the activations alone.
+    activations_given : frozenset of str
+        Names of the layers whose activation the caller gave.
+    reused : bool
+        Whether further solves are to come, for which centred inputs and eigenvectors are kept.
+    """
+
+    layers: tuple[CapturedLayer, ...]
+    batches: tuple[Tensor, ...]
+    traces: tuple[Trace, ...] | None = field(default=None, repr=False)
+    activations_given: frozenset[str] = frozenset()
+    reused: bool = True
+    # What was tried out: pairs of names, and whether the one alone reads the other.
+    _consumers: dict[tuple[str, str], bool] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def only(self, names: Sequence[str]) -> "CapturedLayers":
+        """The same of some of the layers, in the network's order."""
+        known = [layer.name for layer in self.layers]
+        names = distinct_names(names)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"layer {unknown[0]!r} was not captured; captured are {known}")
+        layers = tuple(layer for layer in self.layers if layer.name in names)
+        return dataclasses.replace(self, layers=layers)
+
+    def is_sole_consumer(
+        self, model: nn.Module, following: CapturedLayer, layer: CapturedLayer
+    ) -> bool:
+        """Whether one layer has another's outputs for its inputs, and nothing else reads them.
+
+        Tried out on all calibration samples, see `ddlr.hooks.feeds_only`, once for each pair.
+        """
+        pair = (layer.name, following.name)
+        if pair not in self._consumers:
+            self._consumers[pair] = layer.is_input_of(following) and feeds_only(
+                model, *pair, self.batches
+            )
+        return self._consumers[pair]
+
+    @property
+    def weights(self) -> int:
+        """Weights of all captured layers, as they were."""
+        return sum(layer.weight.numel() for layer in self.layers)
+
+    def for_solving(self) -> Iterator[CapturedLayer]:
+        """The layers, one by one; what their solves share is kept where it is used again."""
+        for layer in self.layers:
+            yield layer if self.reused else dataclasses.replace(layer, shared=None)
+
+
+def distinct_names(layers: Iterable[str]) -> list[str]:
+    """Names of layers, after a check that they are a sequence of different names."""
+    if isinstance(layers, str):
+        raise ValueError(f"layers is {layers!r}; it must be a sequence of names: [{layers!r}]")
+    try:
+        layers = list(layers)
+    except TypeError:
+        raise ValueError(f"layers is {layers!r}; it must be a sequence of names") from None
+    for index, name in enumerate(layers):
+        if not isinstance(name, str):
+            raise ValueError(f"layers has {name!r}; it must have names of layers, as strings")
+        if name in layers[:index]:
+            raise ValueError(f"layers has {name!r} twice; name each layer once")
+    return layers
+
+
+def live(activations: Tensor) -> Tensor:
+    """Which features are not zero on every sample; the first one at least."""
+    some = (activations != 0).any(dim=0)
+    some[0] |= ~some.any()
+    return some

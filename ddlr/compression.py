@@ -1,0 +1,198 @@
+"""DDLR for whole networks: network in, compressed copy and reports out."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ddlr.admm import CentredInputs
+from ddlr.arguments import one_of
+from ddlr.goals import Goal
+from ddlr.input_selection import fewest_weights
+from ddlr.layers import LowRankLinear, numerical_rank, saves_weights, store_linear
+from ddlr.low_rank import solve_low_rank
+from ddlr.method import LayerProblem, Method
+from ddlr.network import Calibration, Settings, compress_network
+from ddlr.outputs import Output
+from ddlr.reduced_rank import RIDGE, lowest_rank, refit_low_rank
+from ddlr.result import CompressionResult, LayerReport, SolverResult
+
+
+def compress(
+    model: nn.Module,
+    calibration: Calibration,
+    *,
+    relative_tolerance: float | Mapping[str, float] | None = None,
+    goal: Goal | None = None,
+    method: str = "nuclear",
+    constraint: str | None = None,
+    refit: str = "none",
+    order: str = "parallel",
+    layers: Sequence[str] | None = None,
+    output: Output | None = None,
+    on_layer: Callable[[LayerReport], None] | None = None,
+    settings: Settings | None = None,
+) -> CompressionResult:
+    """Make the fully connected layers of a trained network low-rank, without retraining.
+
+    Each `nn.Linear` is solved on its own, by `ddlr.solve_low_rank` or `ddlr.lowest_rank` with the
+    bound ``relative_tolerance * ||its output||_F``, and replaced by a `LowRankLinear`. A layer
+    whose rank does not save weights stays dense, as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Is left untouched, in its mode, on its device.
+    calibration : Tensor, iterable of Tensor, or CapturedLayers
+        Network inputs, or batches of them, without labels; or what `ddlr.capture_layers` made of
+        them, where one network is compressed several times.
+    relative_tolerance : float, or mapping of layer name to float
+        Bound on the output error of each layer, relative to its output; the same for all, or one
+        for each. 0 keeps a layer; 1 or more makes its weight zero.
+    goal : ddlr.Goal
+        In place of the tolerance: a size, an error or an accuracy of the network, for which each
+        layer gets a tolerance of its own. `CompressionResult.goal` says how it is met.
+    method : {"nuclear", "lowest_rank", "fewest_weights"}
+        "nuclear" is the convex program of DDLR, with a certificate; "lowest_rank" looks for the
+        lowest rank itself, see `ddlr.lowest_rank`; "fewest_weights" also leaves out inputs of a
+        layer that others can make up for, see `ddlr.fewest_weights`, and with them the outputs of
+        the layer before, of which nothing is promised then; it goes from the last layer backwards.
+    constraint : {"nettrim", "hinge"}, optional
+        The output set of "nuclear", see `ddlr.solve_low_rank`; "nettrim" unless given. The other
+        methods have "hinge" alone, and refuse the argument.
+    refit : {"none", "layer", "network"}
+        "layer" moves each solved weight, at its rank, to a smaller output error: the nuclear norm
+        finds the rank at the price of shrunken singular values, and the search for the lowest rank
+        ends as soon as the bound is met. See `ddlr.refit_low_rank`. "network" then also trains all
+        these layers together towards the original outputs, without labels: more accurate, but
+        training, and not within the layers' bounds. It needs `output`, unless a goal says what that
+        is. See `ddlr.refit_network`.
+    order : {"parallel", "cascade"}
+        "parallel" solves each layer on the original network's activations, and promises the bound
+        for it. "cascade" solves it on those that the compressed layers before it give, towards the
+        original output, in the set `hinge` from the second layer on; where the original weights
+        already miss the bound there, it is raised to sqrt(1.1) times their error. The report has
+        both, as `relative_tolerance` and `relative_bound`.
+    layers : sequence of str, optional
+        Names of the layers to compress, in any order; every `nn.Linear` that can be replaced by
+        default, see `ddlr.capture_layers`.
+    output : {"classes", "binary", "values"} or callable, optional
+        What the network's outputs are. "classes": logits along the last dimension, of which the
+        largest is the prediction. "binary": logits, each of which is a prediction by itself, 1
+        above 0, with labels 0 and 1. "values": real numbers. Or a function of the original and the
+        new outputs, two tensors: one number that is 0 for equal outputs and larger the more they
+        differ. It decides what a layer is worth to a goal, see `ddlr.outputs.divergence`, what a
+        prediction is, and what a refit of the network trains towards. Unless it is given, a goal
+        of size or error weighs layers by "values", and the others take (samples, classes) for
+        "classes", or what labels of the same leading dimensions show; whatever is less certain is
+        refused.
+    on_layer : callable, optional
+        Is called with each `LayerReport` as soon as it is there, before what is dead is removed;
+        not with a goal.
+    settings : ddlr.Settings, optional
+        Advanced settings: of the solver, the ridge, the cascade, processes, a cache.
+
+    Returns
+    -------
+    CompressionResult
+        The compressed copy and one `LayerReport` per layer.
+
+    Raises
+    ------
+    ValueError
+        If an argument, a weight or an activation is not usable, or the method does not have an
+        option; names the layer and the value.
+    ConvergenceError
+        If a solve does not reach its tolerance; carries its result.
+    ImportError
+        If several workers are asked for and joblib is not installed.
+
+    References
+    ----------
+    Papadimitriou and Jain (2021), arXiv 2107.05787.
+    """
+    chosen = METHODS[one_of(method, "method", tuple(METHODS))].with_options(constraint=constraint)
+    return compress_network(
+        model,
+        calibration,
+        chosen,
+        relative_tolerance=relative_tolerance,
+        goal=goal,
+        refit=refit,
+        order=order,
+        layers=layers,
+        output=output,
+        on_layer=on_layer,
+        settings=settings,
+    )
+
+
+def refit_rank(
+    problem: LayerProblem, solved: SolverResult, *, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """The best weight of the solved one's rank on its inputs, unless it will not be stored."""
+    weight = solved.weight
+    used = (weight != 0).any(dim=0)
+    selected = not bool(used.all())
+    inputs, rank = int(used.sum()), numerical_rank(weight)
+    if not saves_weights(rank, inputs, len(weight)):
+        if not selected:
+            return weight, solved.bias
+        rank = min(inputs, len(weight))
+    if rank == 0:
+        return weight, solved.bias
+    refitted = weight.clone()
+    refitted[:, used], bias = refit_low_rank(
+        CentredInputs(problem.inputs.inputs[:, used]) if selected else problem.inputs,
+        problem.targets,
+        weight[:, used],
+        solved.bias,
+        rank=rank,
+        activation=problem.activation,
+        ridge=ridge,
+    )
+    return refitted, bias
+
+
+def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
+    """Factorise a weight, or None where the factors would not be smaller than its live part."""
+    live_out, live_in = (weight != 0).any(dim=1), (weight != 0).any(dim=0)
+    if weight.any() and not saves_weights(
+        numerical_rank(weight), int(live_in.sum()), int(live_out.sum())
+    ):
+        return None
+    return LowRankLinear.from_weight(weight, bias)
+
+
+def store_selected(weight: Tensor, bias: Tensor) -> nn.Module:
+    """As `store_low_rank`, but dense on the inputs that are used where factors are larger."""
+    return store_low_rank(weight, bias) or store_linear(weight, bias)
+
+
+NUCLEAR = Method(
+    name="nuclear",
+    solver=solve_low_rank,
+    options={"constraint": "nettrim", "tolerance": 1e-2, "max_iterations": 5000},
+    # On compressed inputs the set `nettrim` may be empty; `hinge` always holds the original weight.
+    on_compressed_inputs={"constraint": "hinge"},
+    refit=refit_rank,
+    refit_options={"ridge": RIDGE},
+    store=store_low_rank,
+)
+LOWEST_RANK = Method(
+    name="lowest_rank",
+    solver=lowest_rank,
+    options={"ridge": RIDGE},
+    refit=refit_rank,
+    refit_options={"ridge": RIDGE},
+    store=store_low_rank,
+)
+FEWEST_WEIGHTS = Method(
+    name="fewest_weights",
+    solver=fewest_weights,
+    options={"ridge": RIDGE},
+    refit=refit_rank,
+    refit_options={"ridge": RIDGE},
+    store=store_selected,
+    drops_unread=True,
+)
+METHODS = {each.name: each for each in (NUCLEAR, LOWEST_RANK, FEWEST_WEIGHTS)}

@@ -1,0 +1,196 @@
+"""A method of compressing layers: how a layer is solved, refitted and stored, and no more."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ddlr.admm import CentredInputs, WarmStart
+from ddlr.arguments import as_number, as_whole_number, one_of
+from ddlr.constraints import CONSTRAINTS
+from ddlr.reduced_rank import RIDGE, check_ridge
+from ddlr.result import ConvergenceError, SolverResult
+
+ORDERS = ("parallel", "cascade")
+REFITS = ("none", "layer", "network")
+
+# Called with a function and its arguments in place of the function itself.
+SolveCache = Callable[..., SolverResult]
+
+_OPTION_CHECKS = {
+    "tolerance": lambda value: as_number(value, "tolerance", positive=True),
+    "max_iterations": lambda value: as_whole_number(value, "max_iterations", lowest=1),
+    "ridge": check_ridge,
+    "constraint": lambda value: one_of(value, "constraint", CONSTRAINTS),
+}
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """One layer to be solved, without its inputs and outputs that are always zero.
+
+    Attributes
+    ----------
+    inputs : CentredInputs of shape (samples, in_features)
+    targets : Tensor, shape (samples, out_features)
+        The original layer's output, after its activation.
+    radius : float
+        Frobenius bound on the output error, in units of `targets`.
+    activation : {"relu", "none"}
+    weight, bias : Tensor
+        Of the original layer; a solver begins there.
+    original_inputs : bool
+        False in cascade order, where layers before this one have been compressed.
+    """
+
+    inputs: CentredInputs
+    targets: Tensor
+    radius: float
+    activation: str
+    weight: Tensor
+    bias: Tensor
+    original_inputs: bool = True
+
+
+@dataclass(frozen=True)
+class Method:
+    """All that distinguishes one method from another in the walk over a network's layers.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    solver : callable
+        ``(inputs, targets, radius, *, activation, warm_start, **options)`` to a `SolverResult`, as
+        `ddlr.solve_low_rank`. `warm_start` is the original weight and bias.
+    store : callable
+        ``(weight, bias)`` of a whole layer to the module that takes its place, or None where that
+        would not be smaller than the original.
+    options : mapping
+        Keyword arguments of `solver`, with their values.
+    refit : callable, optional
+        ``(problem, solved, **refit_options)`` to a better weight and bias of the same size: the
+        refit "layer".
+    refit_options : mapping
+        Keyword arguments of `refit`, with their values.
+    on_compressed_inputs : mapping
+        Options that are replaced in cascade order behind a compressed layer.
+    orders : tuple of str
+        Those of `ORDERS` that the method has.
+    drops_unread : bool
+        Whether a layer is freed from outputs for which the next layer, solved before it, has no
+        weights. Its bound is then on the others.
+    prepare : callable, optional
+        ``(method, captured layers, tolerances by name)`` to a method, for one that has to see all
+        layers before it solves the first.
+    """
+
+    name: str
+    solver: Callable[..., SolverResult]
+    store: Callable[[Tensor, Tensor], nn.Module | None]
+    options: Mapping[str, object] = field(default_factory=dict)
+    refit: Callable[..., tuple[Tensor, Tensor]] | None = None
+    refit_options: Mapping[str, object] = field(default_factory=dict)
+    on_compressed_inputs: Mapping[str, object] = field(default_factory=dict)
+    orders: tuple[str, ...] = ORDERS
+    drops_unread: bool = False
+    prepare: Callable[..., "Method"] | None = None
+
+    @property
+    def refits(self) -> tuple[str, ...]:
+        return REFITS if self.refit is not None else ("none", "network")
+
+    @property
+    def ridge(self) -> float:
+        return self.refit_options.get("ridge", self.options.get("ridge", RIDGE))
+
+    def with_options(self, **given) -> "Method":
+        """The method with other options; one that is None stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If the method has no such option, or the value is not usable; names both.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        known = [*self.options, *(name for name in self.refit_options if name not in self.options)]
+        for name, value in given.items():
+            if name not in known:
+                has = f"it has {', '.join(known)}" if known else "it has none"
+                raise ValueError(
+                    f"{name} is {value!r}, but method {self.name!r} has no such option; {has}"
+                )
+        given = {
+            name: _OPTION_CHECKS[name](value) if name in _OPTION_CHECKS else value
+            for name, value in given.items()
+        }
+        return dataclasses.replace(
+            self,
+            options={name: given.get(name, value) for name, value in self.options.items()},
+            refit_options={
+                name: given.get(name, value) for name, value in self.refit_options.items()
+            },
+        )
+
+    def check(self, refit: str, order: str) -> None:
+        """Raise a ValueError if the method does not have a refit or an order."""
+        for name, value, all_values, own in (
+            ("refit", refit, REFITS, self.refits),
+            ("order", order, ORDERS, self.orders),
+        ):
+            one_of(value, name, all_values)
+            if value not in own:
+                raise ValueError(f"{name} is {value!r}; method {self.name!r} has {own}")
+
+
+def solve_problem(
+    method: Method, problem: LayerProblem, *, refit: bool, cache: SolveCache | None = None
+) -> SolverResult:
+    """Solve one layer by a method, from the original weight, and refit it by itself if asked for.
+
+    Parameters
+    ----------
+    cache : callable, optional
+        Called as ``cache(function, *arguments, **keywords)`` for the solve and for the refit; it
+        may answer with what it knows of an equal call.
+
+    Raises
+    ------
+    ConvergenceError
+        If the solver does not reach its tolerance; carries the result, refitted.
+    """
+    options = dict(method.options)
+    if not problem.original_inputs:
+        options |= method.on_compressed_inputs
+    options |= {
+        "activation": problem.activation,
+        "warm_start": WarmStart(problem.weight, problem.bias),
+    }
+    failure = None
+    try:
+        if cache is None:
+            solved = method.solver(problem.inputs, problem.targets, problem.radius, **options)
+        else:
+            solved = cache(
+                method.solver, problem.inputs, problem.targets, problem.radius, **options
+            )
+    except ConvergenceError as error:
+        failure, solved = error, error.result
+    if refit and method.refit is not None:
+        arguments = (method.refit, problem, solved)
+        if cache is None:
+            solved = _refitted(*arguments, **method.refit_options)
+        else:
+            solved = cache(_refitted, *arguments, **method.refit_options)
+    if failure is not None:
+        raise ConvergenceError(str(failure), solved) from failure
+    return solved
+
+
+def _refitted(refit: Callable, problem: LayerProblem, solved: SolverResult, **options):
+    started = time.perf_counter()
+    weight, bias = refit(problem, solved, **options)
+    seconds = solved.seconds + time.perf_counter() - started
+    return dataclasses.replace(solved, weight=weight, bias=bias, seconds=seconds)

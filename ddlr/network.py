@@ -1,0 +1,139 @@
+"""One path from a network to its compressed copy, for every method."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ddlr.capture_check import select_captured
+from ddlr.captured import CapturedLayers
+from ddlr.capturing import capture_layers, capture_lazily
+from ddlr.goal_search import compress_to_goal
+from ddlr.goals import GOALS, Goal
+from ddlr.method import Method, SolveCache
+from ddlr.network_refit import refit_if_asked
+from ddlr.outputs import Output, check_output, check_trainable
+from ddlr.result import CompressionResult, LayerReport
+from ddlr.walk import WalkSettings, check_tolerances, compress_layers
+
+Calibration = Tensor | Iterable[Tensor] | CapturedLayers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Advanced settings of `ddlr.compress` and `nettrim.prune`. What is None is up to the method.
+
+    Attributes
+    ----------
+    tolerance : float
+        Bound on the certified gap of each convex solve; 1e-2.
+    max_iterations : int
+        Of each convex solve; 5000.
+    ridge : float
+        How strongly a weight stays where it began (in a refit at the solved weight, in a search for
+        rank or inputs at the original one) in directions that the samples hardly show, in units of
+        the inputs' mean eigenvalue; 1e-2. Where errors on further samples are well above those on
+        the calibration samples, as with few of these for each input, 1 keeps a network of the same
+        size closer to the original.
+    cascade_bound : {"tolerance", "inherited"}
+        In cascade order, of the layers after the first that is compressed. "tolerance": the larger
+        of the relative tolerance and sqrt(1.1) times the error of the original weights on the
+        compressed inputs. "inherited": the latter alone, so that only the first layer's tolerance
+        counts, as in Net-Trim's cascade (Aghasi et al. 2020, arXiv 1806.06457).
+    activations : mapping of layer name to {"relu", "none"}
+        What follows a layer, where `ddlr.capture` should not find out by itself.
+    workers : int
+        Processes that solve layers side by side, by joblib; they share this process's threads. At
+        the same number of threads per solve the result is the same.
+    raise_on_failure : bool
+        Whether a solve that does not converge raises; otherwise it is used as it is, and its status
+        is in the report.
+    solve_cache : callable
+        Called as ``cache(function, *arguments, **keywords)`` for each solve and each refit of a
+        layer; it may answer with what it knows of an equal call.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int | None = None
+    ridge: float | None = None
+    cascade_bound: str = "tolerance"
+    activations: Mapping[str, str] | None = None
+    workers: int = 1
+    raise_on_failure: bool = True
+    solve_cache: SolveCache | None = None
+
+
+def compress_network(
+    model: nn.Module,
+    calibration: Calibration,
+    method: Method,
+    *,
+    relative_tolerance: float | Mapping[str, float] | None = None,
+    goal: Goal | None = None,
+    refit: str = "none",
+    order: str = "parallel",
+    layers: Sequence[str] | None = None,
+    output: Output | None = None,
+    on_layer: Callable[[LayerReport], None] | None = None,
+    settings: Settings | None = None,
+) -> CompressionResult:
+    """Compress the fully connected layers of a trained network by any `Method`.
+
+    Capture, tolerances, walk, refit, report. Parameters, return value and errors are those of
+    `ddlr.compress`, but for `method`.
+    """
+    settings = settings or Settings()
+    method = method.with_options(
+        tolerance=settings.tolerance, max_iterations=settings.max_iterations, ridge=settings.ridge
+    )
+    method.check(refit, order)
+    check_output(output)
+    _check_one_of(relative_tolerance, goal, on_layer)
+    if goal is None:
+        check_tolerances(relative_tolerance)
+        if refit == "network":
+            check_trainable(output)
+    walk = WalkSettings(
+        order=order,
+        refit_layers=refit != "none",
+        cascade_bound=settings.cascade_bound,
+        workers=settings.workers,
+        raise_on_failure=settings.raise_on_failure,
+        solve_cache=settings.solve_cache,
+    )
+    walk.check(method)
+    captured = _captured(model, calibration, layers, settings.activations, again=goal is not None)
+    if goal is not None:
+        return compress_to_goal(model, captured, method, goal, walk, output=output, refit=refit)
+    result = compress_layers(model, captured, method, relative_tolerance, walk, on_layer=on_layer)
+    return refit_if_asked(model, result, captured, refit=refit, output=output)
+
+
+def _check_one_of(relative_tolerance: object, goal: object, on_layer: object) -> None:
+    if relative_tolerance is not None and goal is not None:
+        raise ValueError("give a relative_tolerance or a goal, not both")
+    if relative_tolerance is None and goal is None:
+        raise ValueError(f"give a relative_tolerance, or a goal: ddlr.Goal with one of {GOALS}")
+    if goal is not None and not isinstance(goal, Goal):
+        raise TypeError(
+            f"goal is {goal!r}; it must be a ddlr.Goal, as ddlr.Goal(kept_fraction=0.1)"
+        )
+    if goal is not None and on_layer is not None:
+        raise ValueError("on_layer is for a relative_tolerance; a goal tries each layer many times")
+
+
+def _captured(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Sequence[str] | None,
+    activations: Mapping[str, str] | None,
+    *,
+    again: bool,
+) -> CapturedLayers:
+    """The layers to compress, captured now or before; `again` where they are solved repeatedly."""
+    if isinstance(calibration, CapturedLayers):
+        if activations is not None:
+            raise ValueError("activations were settled by capture_layers; give them there")
+        return select_captured(model, calibration, layers)
+    capture = capture_layers if again else capture_lazily
+    return capture(model, calibration, layers=layers, activations=activations)

@@ -1,0 +1,352 @@
+"""The one walk over a network's layers: solve, replace, measure."""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddlr.arguments import as_number, as_whole_number, one_of
+from ddlr.captured import CapturedLayer, CapturedLayers
+from ddlr.cascade import (
+    CASCADE_BOUNDS,
+    bound_behind,
+    check_cascade,
+    on_used_inputs,
+    with_inputs_of,
+    with_routes,
+)
+from ddlr.identity import copied, is_plain
+from ddlr.layers import replace_layer, store_linear
+from ddlr.measure import MeasuredLayer, measured_layer
+from ddlr.method import LayerProblem, Method, SolveCache, solve_problem
+from ddlr.result import CompressionResult, ConvergenceError, LayerReport, SolverResult
+from ddlr.unread_outputs import adjacent_layers, remove_unread, used_inputs
+
+log = logging.getLogger(__name__)
+
+Solution = SolverResult | ConvergenceError
+# What was solved on the original network's activations: by layer, bound and outputs that are read.
+Solved = dict[tuple[str, float, bytes], Solution]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkSettings:
+    """How layers are walked over, whatever the method; see `ddlr.Settings`."""
+
+    order: str = "parallel"
+    refit_layers: bool = False
+    cascade_bound: str = "tolerance"
+    workers: int = 1
+    raise_on_failure: bool = True
+    solve_cache: SolveCache | None = None
+
+    def in_parallel(self) -> "WalkSettings":
+        """The same for layers that are solved on the original network's activations."""
+        return dataclasses.replace(self, order="parallel", cascade_bound="tolerance")
+
+    def check(self, method: Method) -> None:
+        """Raise a ValueError where settings contradict each other or the method."""
+        workers = as_whole_number(self.workers, "workers", lowest=1)
+        one_of(self.cascade_bound, "cascade_bound", CASCADE_BOUNDS)
+        if self.cascade_bound != "tolerance" and self.order != "cascade":
+            raise ValueError(
+                f"cascade_bound is {self.cascade_bound!r}, which is for order='cascade'"
+            )
+        if self.order == "cascade" and workers > 1:
+            raise ValueError(
+                f"workers is {workers}, but in cascade order a layer waits for those before it; "
+                "set workers to 1, or order to 'parallel'"
+            )
+        if method.drops_unread and workers > 1:
+            raise ValueError(
+                f"workers is {workers}, but here a layer waits for the next; set it to 1"
+            )
+
+
+def compress_layers(
+    model: nn.Module,
+    captured: CapturedLayers,
+    method: Method,
+    relative_tolerance: float | Mapping[str, float],
+    settings: WalkSettings,
+    *,
+    on_layer: Callable[[LayerReport], None] | None = None,
+    solved: Solved | None = None,
+) -> CompressionResult:
+    """Compress the captured layers of a network one by one.
+
+    In parallel order each layer is solved on the original network's activations. In cascade order
+    it sees the compressed layers before it, and aims at the original output all the same.
+
+    Inputs and outputs that are zero on every calibration sample are removed before a layer is
+    solved: their weights become 0. A relative tolerance of 0 keeps a layer as it is. At the end
+    what is dead in these layers is removed, whatever the method, without a change to any output of
+    the network: see `ddlr.dead_weights`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Is left untouched.
+    captured : CapturedLayers
+        Of this network.
+    method : Method
+    relative_tolerance : float, or mapping of layer name to float
+        Bound on each layer's output error, relative to the Frobenius norm of its output.
+    settings : WalkSettings
+    on_layer : callable, optional
+        Is called with each layer's report as soon as it is there, before what is dead is removed.
+    solved : dict, optional
+        What earlier walks with this method have solved; it is used and added to.
+
+    Raises
+    ------
+    ValueError
+        If an argument makes no problem; names the layer and the value.
+    ConvergenceError
+        If a solve does not converge; names the layer.
+    """
+    solved = {} if solved is None else solved
+    tolerances = _tolerances(relative_tolerance, [layer.name for layer in captured.layers])
+    if method.prepare is not None:
+        method = method.prepare(method, captured.layers, tolerances)
+    layers, ahead = _solve_ahead(model, captured, method, tolerances, settings, solved)
+    compressed = copied(model)
+    measured: list[MeasuredLayer] = []
+    behind = False  # whether a layer before this one has changed
+    for layer in layers:
+        bound = tolerances[layer.name]
+        if bound and behind:
+            layer = with_inputs_of(compressed, layer, captured.batches)
+            bound = bound_behind(layer, bound, settings.cascade_bound)
+        key = (layer.name, bound, _bytes(layer.read))
+        result = None
+        if bound and ahead is not None:
+            result = next(ahead)
+        elif bound and key in solved and not behind:
+            result = solved[key]
+        elif bound:
+            problem = layer.problem(bound, original_inputs=not behind)
+            result = _solution(method, problem, settings)
+            if not behind:
+                solved[key] = result
+        behind |= settings.order == "cascade" and result is not None
+        result = _checked(layer.name, result, settings.raise_on_failure)
+        original = compressed.get_submodule(layer.name)
+        replacement = _stored(original, layer, result, method)
+        own = replacement
+        if replacement is original and not is_plain(original):
+            own = _whole(original, layer)
+        measured.append(measured_layer(own, layer, tolerances[layer.name], bound, result))
+        compressed = replace_layer(compressed, layer.name, replacement)
+        report = measured[-1].report(own)
+        _log(report)
+        if on_layer is not None:
+            on_layer(report)
+    adjacent = adjacent_layers(captured.layers)
+    unread = remove_unread(model, compressed, adjacent, captured.batches)
+    return CompressionResult(
+        compressed,
+        tuple(
+            each.report(compressed.get_submodule(each.name), unread.get(each.name))
+            for each in measured
+        ),
+        order=settings.order,
+        drops_unused=method.drops_unread,
+        unread={each.name: each.unread(unread.get(each.name)) for each in measured},
+    )
+
+
+def _solve_ahead(
+    model: nn.Module,
+    captured: CapturedLayers,
+    method: Method,
+    tolerances: Mapping[str, float],
+    settings: WalkSettings,
+    solved: Solved,
+) -> tuple[Iterator[CapturedLayer] | list[CapturedLayer], Iterator[Solution] | None]:
+    """The layers to be walked over, and solutions that are there before, or come from elsewhere.
+
+    Solutions are in the order of the layers that have a bound.
+    """
+    if method.drops_unread:
+        layers, results = _solve_backwards(model, captured, method, tolerances, settings, solved)
+        if settings.order == "parallel":
+            return layers, (result for result in results if result is not None)
+        layers = [
+            layer if result is None else on_used_inputs(layer, _unfinished(result), method.ridge)
+            for layer, result in zip(layers, results, strict=True)
+        ]
+    elif settings.order == "parallel" and settings.workers > 1 and any(tolerances.values()):
+        return list(captured.layers), _solve_side_by_side(captured, method, tolerances, settings)
+    elif settings.order == "parallel":
+        return captured.for_solving(), None
+    else:
+        layers = list(captured.for_solving())
+    layers = with_routes(model, layers, captured.batches)
+    check_cascade(model, captured, layers, tolerances)
+    return layers, None
+
+
+def _solve_backwards(
+    model: nn.Module,
+    captured: CapturedLayers,
+    method: Method,
+    tolerances: Mapping[str, float],
+    settings: WalkSettings,
+    solved: Solved,
+) -> tuple[list[CapturedLayer], list[Solution | None]]:
+    """Solve layers from the last to the first, each for the outputs that the next one uses.
+
+    On the original network's activations. Returns the layers, targets that are not used being
+    zero, and their solutions.
+    """
+    layers: list[CapturedLayer] = []
+    results: list[Solution | None] = []
+    for layer in reversed(captured.layers):
+        if layers and captured.is_sole_consumer(model, layers[0], layer):
+            layer = layer.reading(used_inputs(layers[0], _unfinished(results[0])))
+        bound, result = tolerances[layer.name], None
+        if bound:
+            key = (layer.name, bound, _bytes(layer.read))
+            if key not in solved:
+                solved[key] = _solution(method, layer.problem(bound), settings)
+            result = solved[key]
+        layers.insert(0, layer)
+        results.insert(0, result)
+    return layers, results
+
+
+def _solve_side_by_side(
+    captured: CapturedLayers,
+    method: Method,
+    tolerances: Mapping[str, float],
+    settings: WalkSettings,
+) -> Iterator[Solution]:
+    """Solutions of the layers that have a bound, in their order, by several processes."""
+    try:
+        import joblib
+    except ImportError as error:
+        raise ImportError(
+            f"workers is {settings.workers}, which needs joblib: pip install joblib, or workers=1"
+        ) from error
+    threads = max(1, torch.get_num_threads() // settings.workers)
+    return joblib.Parallel(n_jobs=settings.workers, backend="loky", return_as="generator")(
+        joblib.delayed(_solution_in_worker)(
+            method, layer.problem(tolerances[layer.name]), settings, threads
+        )
+        for layer in captured.layers
+        if tolerances[layer.name]
+    )
+
+
+def _solution_in_worker(
+    method: Method, problem: LayerProblem, settings: WalkSettings, threads: int
+) -> Solution:
+    torch.set_num_threads(threads)
+    return _solution(method, problem, settings)
+
+
+def _solution(method: Method, problem: LayerProblem, settings: WalkSettings) -> Solution:
+    """A solution, or the error that stands in for it and carries an unfinished one."""
+    try:
+        return solve_problem(
+            method, problem, refit=settings.refit_layers, cache=settings.solve_cache
+        )
+    except ConvergenceError as error:
+        return error
+
+
+def _unfinished(result: Solution | None) -> SolverResult | None:
+    return result.result if isinstance(result, ConvergenceError) else result
+
+
+def _checked(name: str, result: Solution | None, raise_on_failure: bool) -> SolverResult | None:
+    if isinstance(result, ConvergenceError):
+        if raise_on_failure:
+            raise ConvergenceError(f"layer {name!r}: {result}", result.result) from result
+        log.warning("layer %r: %s", name, result)
+        return result.result
+    return result
+
+
+def _bytes(read: Tensor | None) -> bytes:
+    return b"" if read is None else read.cpu().numpy().tobytes()
+
+
+def _log(report: LayerReport) -> None:
+    log.info(
+        "%s: %s, %d of %d weights, error %.4f, gap %.1e, violation %.1e, %d iterations, %.1f s",
+        report.name,
+        report.form,
+        report.parameters_kept,
+        report.parameters_dense,
+        report.relative_error_read,
+        report.relative_gap,
+        report.violation,
+        report.iterations,
+        report.seconds,
+    )
+
+
+def _tolerances(
+    relative_tolerance: float | Mapping[str, float], names: Sequence[str]
+) -> dict[str, float]:
+    """The bound of each layer by its name."""
+    if not isinstance(relative_tolerance, Mapping):
+        relative_tolerance = dict.fromkeys(names, relative_tolerance)
+    if set(relative_tolerance) != set(names):
+        raise ValueError(
+            f"relative_tolerance is for {sorted(relative_tolerance)}; it must have a number for "
+            f"each of the layers {list(names)}"
+        )
+    return {name: float(relative_tolerance[name]) for name in names}
+
+
+def check_tolerances(relative_tolerance: float | Mapping[str, float]) -> None:
+    """Raise a ValueError where a tolerance is no number from 0 upwards; names the layer."""
+    given = {"relative_tolerance": relative_tolerance}
+    if isinstance(relative_tolerance, Mapping):
+        given = {f"relative_tolerance[{name!r}]": x for name, x in relative_tolerance.items()}
+    for what, value in given.items():
+        as_number(value, what)
+
+
+def _stored(
+    original: nn.Linear, captured: CapturedLayer, solved: SolverResult | None, method: Method
+) -> nn.Module:
+    """The layer that takes the original's place: the solved one where that is smaller."""
+    if solved is None and not captured.dropped:
+        return original
+    live_in, live_out = captured.live_in, captured.live_out
+    layer = None
+    if solved is not None:
+        bias = _embed(solved.bias[:, None], live_out)[:, 0]
+        layer = method.store(_embed(solved.weight, live_out, live_in), bias)
+    like = next(original.parameters())
+    if layer is None:
+        layer = copy.deepcopy(original) if is_plain(original) else _whole(original, captured)
+        with torch.no_grad():
+            layer.weight.mul_(live_out[:, None] & live_in)
+            if layer.bias is not None:
+                layer.bias.mul_(live_out)
+    return layer.to(like)
+
+
+def _whole(original: nn.Linear, captured: CapturedLayer) -> nn.Linear:
+    """The layer with a weight of its own, where it computes it from others."""
+    bias = None if original.bias is None else captured.bias
+    return store_linear(captured.weight, bias).to(next(original.parameters()))
+
+
+def _embed(block: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Put a block back among the rows and columns that were removed, which become zero."""
+    full = block.new_zeros(len(rows), block.shape[1] if columns is None else len(columns))
+    if columns is None:
+        full[rows] = block
+    else:
+        full[rows.nonzero(), columns.nonzero()[:, 0]] = block
+    return full

@@ -1,0 +1,95 @@
+"""Net-Trim for whole networks: network in, pruned copy and reports out."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ddlr.goals import Goal
+from ddlr.layers import store_linear
+from ddlr.method import LayerProblem, Method
+from ddlr.network import Calibration, Settings, compress_network
+from ddlr.outputs import Output
+from ddlr.reduced_rank import RIDGE
+from ddlr.result import CompressionResult, LayerReport, SolverResult
+from nettrim.sparse import refit_sparse, solve_sparse
+
+
+def prune(
+    model: nn.Module,
+    calibration: Calibration,
+    *,
+    relative_tolerance: float | Mapping[str, float] | None = None,
+    goal: Goal | None = None,
+    constraint: str | None = None,
+    penalise_bias: bool = False,
+    refit: str = "none",
+    order: str = "parallel",
+    layers: Sequence[str] | None = None,
+    output: Output | None = None,
+    on_layer: Callable[[LayerReport], None] | None = None,
+    settings: Settings | None = None,
+) -> CompressionResult:
+    """Make the fully connected layers of a trained network sparse, without retraining.
+
+    Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse` with the bound
+    ``relative_tolerance * ||its output||_F``, and replaced by an `nn.Linear` with that weight.
+
+    Parameters, return value and errors are those of `ddlr.compress`, but for `method`, and
+
+    refit : {"none", "layer", "network"}
+        "layer" moves each solved weight, on its support, to a smaller output error. See
+        `nettrim.refit_sparse`. "network" then trains all nonzeros together towards the original
+        outputs, without labels. See `ddlr.refit_network`.
+    penalise_bias : bool
+        Whether the bias counts in the l1 norm, as a further column of the weight. So it does in
+        Net-Trim's own code; here it is free unless asked for.
+
+    References
+    ----------
+    Aghasi, Abdi, Nguyen and Romberg (2017), Net-Trim, NIPS; Aghasi, Abdi and Romberg (2020),
+    arXiv 1806.06457: the parallel and the cascade scheme.
+    """
+    return compress_network(
+        model,
+        calibration,
+        L1.with_options(constraint=constraint, penalise_bias=penalise_bias),
+        relative_tolerance=relative_tolerance,
+        goal=goal,
+        refit=refit,
+        order=order,
+        layers=layers,
+        output=output,
+        on_layer=on_layer,
+        settings=settings,
+    )
+
+
+def refit_support(
+    problem: LayerProblem, solved: SolverResult, *, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """The best weight on the support of a solved one, see `nettrim.refit_sparse`."""
+    return refit_sparse(
+        problem.inputs,
+        problem.targets,
+        solved.weight,
+        solved.bias,
+        activation=problem.activation,
+        ridge=ridge,
+    )
+
+
+L1 = Method(
+    name="nettrim",
+    solver=solve_sparse,
+    options={
+        "constraint": "nettrim",
+        "penalise_bias": False,
+        "tolerance": 1e-2,
+        "max_iterations": 5000,
+    },
+    # On compressed inputs the set `nettrim` may be empty; `hinge` always holds the original weight.
+    on_compressed_inputs={"constraint": "hinge"},
+    refit=refit_support,
+    refit_options={"ridge": RIDGE},
+    store=store_linear,
+)
