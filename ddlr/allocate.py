@@ -34,8 +34,8 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
 
     As if the divergences of layers added up. Layers are joined one by one, and what is beaten by
     others with the same option of the layer joined last is left out at once, so this is exact;
-    beyond 4096 allocations it is thinned out. The network as it is, each tolerance being 0, comes last, also
-    where a smaller one equals it on the calibration inputs.
+    beyond 4096 allocations it is thinned out. The network as it is, each tolerance being 0, comes
+    last, also where a smaller one equals it on the calibration inputs.
     """
     last = [Option(0.0, 0, 0.0)]
     joined = [[Allocation(0, 0.0, {})]]
@@ -43,13 +43,7 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
         joined = [
             _unbeaten(
                 [
-                    Allocation(
-                        each.parameters
-                        + option.parameters
-                        - before.parameters_per_output * option.inputs_dropped,
-                        each.divergence + option.divergence,
-                        {**each.tolerances, name: option.tolerance},
-                    )
+                    _joined(each, name, option, before)
                     for before, allocations in zip(last, joined, strict=True)
                     for each in allocations
                 ]

@@ -85,6 +85,8 @@ class Method:
     prepare : callable, optional
         ``(method, captured layers, tolerances by name)`` to a method, for one that has to see all
         layers before it solves the first.
+    one_tolerance : bool
+        Whether all layers must have the same tolerance, so that there are no goals.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Method:
     orders: tuple[str, ...] = ORDERS
     drops_unread: bool = False
     prepare: Callable[..., "Method"] | None = None
+    one_tolerance: bool = False
 
     @property
     def refits(self) -> tuple[str, ...]:

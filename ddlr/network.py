@@ -89,6 +89,11 @@ def compress_network(
     method.check(refit, order)
     check_output(output)
     _check_one_of(relative_tolerance, goal, on_layer)
+    if method.one_tolerance and (goal is not None or isinstance(relative_tolerance, Mapping)):
+        raise ValueError(
+            f"method {method.name!r} has one relative_tolerance for all layers, as a number; "
+            "take another method for goals, or for a tolerance per layer"
+        )
     if goal is None:
         check_tolerances(relative_tolerance)
         if refit == "network":

@@ -176,8 +176,8 @@ def refit_if_asked(
 ) -> CompressionResult:
     """A compression, after a refit of all its layers together where `refit` is "network".
 
-    They are moved by `refit_network` and measured again. No certificate speaks of the weights any longer, and the layers' bounds may not hold: by how
-    much they do not is each report's violation.
+    They are moved by `refit_network` and measured again. No certificate speaks of the weights any
+    longer, and the layers' bounds may not hold: by how much is each report's violation.
     """
     if refit != "network":
         return result

@@ -115,7 +115,7 @@ class LayerReport:
         Inputs that are not always zero and have no weights.
     relative_bound : float
         The bound that was promised, relative to the original output: `relative_tolerance`, or in
-        cascade what it was raised to, see `ddlr.layerwise.compress_layers`.
+        cascade what it was raised to, see `ddlr.compress`.
     relative_error_read : float
         The same over the outputs that something reads, which is what the bound is about. Relative
         to the norm of the original outputs that the bound was given for: all of them, or for
@@ -155,7 +155,7 @@ class GoalReport:
     Attributes
     ----------
     name : str
-        The goal, as the keyword of `ddlr.compress`.
+        The goal, as the keyword of `ddlr.Goal`.
     wanted, measured : float
         In its units; measured on calibration or held-out samples, which the search has seen.
     interval : tuple of float, optional

@@ -1,6 +1,7 @@
 """Outputs that the next layer has no use for: freed before a solve, removed after the last."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ def adjacent_layers(layers: Sequence[CapturedLayer]) -> list[tuple[str, str]]:
     """Names of layers that follow each other, the one's outputs being the other's inputs."""
     return [
         (layer.name, following.name)
-        for layer, following in zip(layers, layers[1:], strict=False)
+        for layer, following in pairwise(layers)
         if layer.is_input_of(following)
     ]
 
