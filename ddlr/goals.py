@@ -25,7 +25,7 @@ from ddlr.result import CompressionResult, GoalReport
 
 # Those a layer is tried at, besides being left as it is: a factor of 1.2 apart.
 TOLERANCES = tuple(round(0.03 * 1.2**step, 4) for step in range(20))
-_ON_HELD_OUT = ("max_accuracy_drop", "min_agreement")
+ON_HELD_OUT = ("max_accuracy_drop", "min_agreement")
 _NORMAL_QUANTILE = 2.576  # of an interval that holds 99 %
 
 
@@ -118,7 +118,7 @@ class Goal:
         if self.on_held_out and self.held_out is None:
             raise ValueError(f"{self.name} is measured on held-out samples; give them as held_out")
         if self.held_out is not None and not self.on_held_out:
-            raise ValueError(f"held_out is for {' and '.join(_ON_HELD_OUT)}, not for {self.name}")
+            raise ValueError(f"held_out is for {' and '.join(ON_HELD_OUT)}, not for {self.name}")
         for each in self.tolerances:
             as_number(each, "tolerances")
 
@@ -134,7 +134,7 @@ class Goal:
 
     @property
     def on_held_out(self) -> bool:
-        return self.name in _ON_HELD_OUT
+        return self.name in ON_HELD_OUT
 
 
 # Names of the goals, listed in `Goal` alone.

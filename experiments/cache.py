@@ -35,10 +35,12 @@ from ddlr import (
     SolverStatus,
     capture_layers,
 )
-from ddlr.allocate import Option
-from ddlr.layerwise import CapturedLayer, LayerProblem
+from ddlr.captured import CapturedLayer, LayerInputs
+from ddlr.goals import Option
+from ddlr.method import LayerProblem
 from experiments.configuration import CONFIG_PATH, build
 from experiments.data import Dataset, Split, data_sha256
+from experiments.methods.configured import layer_refit
 from experiments.metrics import Judged, judge_dense, predict
 from experiments.networks import split_at_first_linear
 from experiments.runs.checkpoints import load_checkpoint
@@ -50,7 +52,7 @@ log = logging.getLogger(__name__)
 
 # To be raised when the content of an entry, or how it is computed, changes.
 _FORMAT = 5
-_OPTIONS_FORMAT = 5
+_OPTIONS_FORMAT = 6
 _KINDS = (".safetensors", ".json", PARTIAL)
 _GIB = 2**30
 
@@ -166,13 +168,11 @@ def load_entry(
         original = network.get_submodule(name)
         weight = original.weight.detach()
         bias = weight.new_zeros(len(weight)) if original.bias is None else original.bias.detach()
-        parts = [tensors[f"{index}.{part}"] for part in ("inputs", "targets")]
-        layer = CapturedLayer(name, *parts, activation, weight, bias)
-        # Fills in the cached property.
+        inputs, targets = (tensors[f"{index}.{part}"] for part in ("inputs", "targets"))
         vectors = tensors[f"{index}.eigenvectors"]
-        vectors = vectors if by_row else vectors.T
-        vars(layer.live_inputs)["eigen"] = (tensors[f"{index}.eigenvalues"], vectors)
-        layers.append(layer)
+        eigen = (tensors[f"{index}.eigenvalues"], vectors if by_row else vectors.T)
+        shared = LayerInputs(inputs, eigen)
+        layers.append(CapturedLayer(name, inputs, targets, activation, weight, bias, shared=shared))
     return CapturedLayers(tuple(layers), (calibration,))
 
 
@@ -219,7 +219,7 @@ def remembered_options(
     # Layers are tried one by one, with the refit that each can have alone.
     method.pop("relative_tolerance")
     method.pop("order", None)
-    method |= {"refit": alone(cfg)}
+    method |= {"refit": layer_refit(cfg.method)}
     about = {"of": content_key(cfg, device), "method": method}
     tolerances = OmegaConf.to_container(cfg.goal).get("tolerances")
     key = identity({**about, "tolerances": tolerances, "format": _OPTIONS_FORMAT})
@@ -235,14 +235,6 @@ def remembered_options(
             options = compute()
         write_json(path, {name: [asdict(each) for each in options[name]] for name in options})
     return options
-
-
-def alone(cfg: DictConfig) -> str:
-    """The refit of a method that moves no other layer: its own, or the one before that of all."""
-    refit = cfg.method.get("refit", "none")
-    if refit != "network":
-        return refit
-    return "layer" if "order" in cfg.method else "none"
 
 
 def entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
@@ -289,7 +281,7 @@ def _dataset(node: DictConfig) -> Dataset:
 class SolveMemory:
     """Keeps solves and refits of layers on disk, under a hash of all that decides them.
 
-    To be given as `memory` to `ddlr.compress` and `nettrim.prune`. A solve that did not converge is
+    To be given as `solve_cache` of `ddlr.Settings`. A solve that did not converge is
     not kept. What is remembered has no dual variable, which nobody asks for by then.
     """
 

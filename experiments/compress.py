@@ -6,13 +6,12 @@ python -m experiments.compress -m method=ddlr,nettrim method.relative_tolerance=
 A run that is finished already is skipped, one that failed is tried again.
 """
 
+import dataclasses
 import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import hydra
@@ -22,10 +21,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import ddlr
-from ddlr import CompressionResult, GoalReport, LayerReport
-from ddlr.allocate import TOLERANCES, layer_options
-from experiments.cache import Prepared, SolveMemory, alone, prepare, remembered_options
-from experiments.configuration import CONFIG_PATH, SettingError, build
+from ddlr import CompressionResult, Goal, GoalReport, LayerReport
+from ddlr.allocate import layer_options
+from ddlr.goals import ON_HELD_OUT, TOLERANCES
+from ddlr.method import SolveCache
+from experiments.cache import Prepared, SolveMemory, prepare, remembered_options
+from experiments.configuration import CONFIG_PATH, SettingError
+from experiments.methods.configured import compress_as_configured, method_of, walk_of
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
 from experiments.runs.checks import check_settings
 from experiments.runs.records import ONE_TOLERANCE, provenance, write_json
@@ -120,9 +122,16 @@ def run(cfg: DictConfig, group: str, job: int = 0) -> tuple[dict, bool]:
     log.info(
         "%s: kept %.2f %% of the weights, %.2f %% of the bytes; accuracy %.2f %%, dense %.2f %%; "
         "worst violation %.1e, worst gap %.1e (%s); %.1f s -> %s",
-        *(name, 100 * row["kept_fraction"], 100 * row["bytes_stored"] / row["bytes_dense"]),
-        *(row["accuracy"], row["accuracy_dense"], row["worst_violation"]),
-        *(row["worst_relative_gap"], row["status"], row["seconds"], path),
+        name,
+        100 * row["kept_fraction"],
+        100 * row["bytes_stored"] / row["bytes_dense"],
+        row["accuracy"],
+        row["accuracy_dense"],
+        row["worst_violation"],
+        row["worst_relative_gap"],
+        row["status"],
+        row["seconds"],
+        path,
     )
     return record, False
 
@@ -130,21 +139,19 @@ def run(cfg: DictConfig, group: str, job: int = 0) -> tuple[dict, bool]:
 def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
     prepared = prepare(cfg, device)
     goal, _ = goal_of(cfg)
+    solve_cache = (
+        SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
+    )
     with layer_bar(cfg, describe(cfg), len(prepared.captured.layers)) as on_layer:
-        # Passed only where they are wanted, so that a method need not know of them.
-        wanted = {} if cfg.workers == 1 else {"workers": cfg.workers}
-        if on_layer is not None and goal == ONE_TOLERANCE:
-            wanted["on_layer"] = on_layer
-        if cfg.method.get("refit") == "network" and "order" in cfg.method:
-            wanted["output"] = "classes"
-        # Methods that have orders and refits share solves among them.
-        if cfg.cache.enabled and "order" in cfg.method:
-            wanted["memory"] = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib)
-        compress = partial(build, cfg.method, **wanted)
-        if goal == ONE_TOLERANCE:
-            compressed = compress(model=prepared.network, calibration=prepared.captured)
-        else:
-            compressed = _to_goal(cfg, prepared, compress, device)
+        compressed = compress_as_configured(
+            cfg.method,
+            prepared.network,
+            prepared.captured,
+            goal=None if goal == ONE_TOLERANCE else _goal(cfg, prepared, solve_cache, device),
+            workers=cfg.workers,
+            solve_cache=solve_cache,
+            on_layer=on_layer if goal == ONE_TOLERANCE else None,
+        )
     row = {
         "run": key,
         **choices(cfg),
@@ -160,33 +167,31 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
     return {"row": row, "layers": layers, "checkpoint": prepared.checkpoint}
 
 
-def _to_goal(
-    cfg: DictConfig, prepared: Prepared, compress: Callable, device: torch.device
-) -> CompressionResult:
-    """Compress to the goal of a run, its held-out samples being those that choose settings."""
-    goal, wanted = goal_of(cfg)
-
-    def method(model, captured, **changes) -> CompressionResult:
-        if "refit" in cfg.method:
-            changes["refit"] = alone(cfg)
-        return compress(model=model, calibration=captured, **changes)
-
-    each_alone = partial(method, order="parallel") if "order" in cfg.method else method
+def _goal(
+    cfg: DictConfig, prepared: Prepared, solve_cache: SolveCache | None, device: torch.device
+) -> Goal:
+    """The goal of a run, its held-out samples being those that choose settings."""
+    name, value = goal_of(cfg)
     tolerances = TOLERANCES if cfg.goal.tolerances is None else tuple(cfg.goal.tolerances)
-    network, captured = prepared.network, prepared.captured
-    options = remembered_options(
-        *(cfg, device),
-        lambda: layer_options(each_alone, network, captured, tolerances, output="classes"),
-    )
     held_out = prepared.judged.held_out
-    return ddlr.compress_to_goal(
-        *(method, network, captured),
-        **{goal: wanted},
-        held_out=(held_out.images, held_out.labels),
-        output="classes",
-        options=options,
-        refit_network=cfg.method.get("refit") == "network",
+    samples = (held_out.images, held_out.labels)
+    goal = Goal(**{name: value}, held_out=samples if name in ON_HELD_OUT else None)
+    method = method_of(cfg.method)
+    if method.one_tolerance:
+        return goal  # which is refused
+    options = remembered_options(
+        cfg,
+        device,
+        lambda: layer_options(
+            prepared.network,
+            prepared.captured,
+            method,
+            walk_of(cfg.method, workers=cfg.workers, solve_cache=solve_cache),
+            tolerances,
+            output="classes",
+        ),
     )
+    return dataclasses.replace(goal, options=options)
 
 
 def _goal_measures(report: GoalReport | None) -> dict:

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from experiments.cache import SolveMemory, load_network, prepare
-from experiments.configuration import CONFIG_PATH, build
+from experiments.configuration import CONFIG_PATH
+from experiments.methods.configured import compress_as_configured
 from experiments.metrics import accuracy, size_measures
 from experiments.networks import split_at_first_linear
 from experiments.report.tables import write_table
@@ -58,9 +59,9 @@ def finetuned(run: DictConfig, cfg: DictConfig) -> dict:
     """Compress a network as a run says, train what is left, and measure it before and after."""
     device = choose_device(cfg.device)
     prepared = prepare(run, device)
-    memory = SolveMemory(Path(run.cache_dir), run.cache.limit_gib)
-    compressed = build(
-        run.method, model=prepared.network, calibration=prepared.captured, memory=memory
+    cache = SolveMemory(Path(run.cache_dir), run.cache.limit_gib)
+    compressed = compress_as_configured(
+        run.method, prepared.network, prepared.captured, solve_cache=cache
     ).model
     names = [layer.name for layer in prepared.captured.layers]
     before, _ = split_at_first_linear(load_network(run, device)[0])

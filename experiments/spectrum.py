@@ -6,7 +6,6 @@ the input metric those of W G^(1/2) / sqrt(samples), G the Gram matrix of the ce
 standard deviations of the pre-activations along their principal directions.
 """
 
-import dataclasses
 import logging
 from pathlib import Path
 
@@ -16,11 +15,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ddlr import CapturedLayers
+from ddlr.captured import CapturedLayer, CapturedLayers
 from ddlr.layers import numerical_rank
-from ddlr.layerwise import CapturedLayer
 from experiments.cache import SolveMemory, prepare
-from experiments.configuration import CONFIG_PATH, build
+from experiments.configuration import CONFIG_PATH
+from experiments.methods.configured import compress_as_configured
 from experiments.runs.records import write_whole
 from experiments.training import choose_device
 
@@ -53,12 +52,11 @@ def spectra(cfg: DictConfig) -> pd.DataFrame:
     original = {"method": "original", "refit": "none", "relative_tolerance": None}
     tables = [_values(layer, layer.weight, {**about, **original})]
     # In parallel order a layer is compressed on its own.
-    alone = dataclasses.replace(prepared.captured, layers=(layer,))
-    solves = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib)
+    alone = prepared.captured.only([layer.name])
+    # Refits of one method share a solve.
+    cache = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
     for method in cfg.methods.values():
-        # Methods that have orders take a memory; their refits share a solve.
-        memory = {"memory": solves} if "order" in method and cfg.cache.enabled else {}
-        compressed = build(method, model=prepared.network, calibration=alone, **memory)
+        compressed = compress_as_configured(method, prepared.network, alone, solve_cache=cache)
         weight = compressed.model.get_submodule(layer.name).weight.detach()
         choice = {
             "method": method.name,

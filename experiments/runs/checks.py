@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddlr.constraints import CONSTRAINTS
-from ddlr.layerwise import ORDERS, REFITS
+from ddlr.method import ORDERS, REFITS
 from experiments.configuration import SettingError, given_goals
 from experiments.data import TRAINING_SAMPLES, training_samples
 from experiments.runs.tracking import MODES, NAMES

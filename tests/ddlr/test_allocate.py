@@ -4,19 +4,23 @@ import functools
 import itertools
 import math
 
+import doors
 import pytest
 import torch
+from doors import svd
 from torch import nn
 
 import ddlr
-import nettrim
 from ddlr import SolverStatus
-from ddlr.allocate import Option, frontier, layer_options, reach
+from ddlr.allocate import frontier, layer_options
+from ddlr.compression import FEWEST_WEIGHTS
+from ddlr.goal_search import Networks, reach
+from ddlr.goals import Goal, Option, settled
 from ddlr.hooks import outputs_of
-from ddlr.goals import Goal
 from ddlr.outputs import divergence
+from ddlr.walk import WalkSettings
 from experiments.data import load_dataset
-from experiments.methods.baselines import svd
+from experiments.methods.closed_forms import SVD
 from experiments.metrics import accuracy
 from experiments.networks import mlp_digits
 from experiments.training import train
@@ -50,7 +54,7 @@ def test_the_frontier_is_what_no_other_choice_beats():
         ]
     found = frontier(options)
     every = [
-        (sum(each.parameters for each in choice), sum(each.effect for each in choice))
+        (sum(each.parameters for each in choice), sum(each.divergence for each in choice))
         for choice in itertools.product(*options.values())
     ]
     unbeaten = sorted(
@@ -63,7 +67,7 @@ def test_the_frontier_is_what_no_other_choice_beats():
         }
     )
     assert [each.parameters for each in found] == [size for size, _ in unbeaten]
-    assert [each.effect for each in found] == pytest.approx([effect for _, effect in unbeaten])
+    assert [each.divergence for each in found] == pytest.approx([effect for _, effect in unbeaten])
     for each in found:
         chosen = [options[name][round(10 * t)] for name, t in each.tolerances.items()]
         assert sum(option.parameters for option in chosen) == each.parameters
@@ -77,9 +81,9 @@ def kept(result) -> int:
 @pytest.mark.parametrize(
     "compress",
     [
-        functools.partial(ddlr.compress, method="lowest_rank"),
-        functools.partial(ddlr.compress, refit="layer"),
-        nettrim.prune,
+        functools.partial(doors.compress, method="lowest_rank"),
+        functools.partial(doors.compress, refit="layer"),
+        doors.prune,
     ],
     ids=["lowest_rank", "ddlr", "nettrim"],
 )
@@ -88,14 +92,14 @@ def test_budgets_are_kept_and_used(compress, order, network, captured):
     sizes = []
     for fraction in (0.2, 0.3, 0.6):
         goal = {"kept_fraction": fraction, "order": order, "tolerances": TOLERANCES}
-        result = ddlr.compress_to_goal(compress, network, captured, **goal)
+        result = compress(network, captured, **goal)
         assert kept(result) <= fraction * dense
         assert result.goal.met
         assert result.goal.measured == kept(result) / dense
         sizes.append(kept(result))
     assert sizes[0] < sizes[1] < sizes[2]
-    result = ddlr.compress_to_goal(
-        compress, network, captured, max_parameters=sizes[1], order=order, tolerances=TOLERANCES
+    result = compress(
+        network, captured, max_parameters=sizes[1], order=order, tolerances=TOLERANCES
     )
     assert kept(result) == result.goal.measured <= sizes[1]
     if order == "parallel":  # in cascade a size is only known once the network is made
@@ -104,14 +108,12 @@ def test_budgets_are_kept_and_used(compress, order, network, captured):
 
 def test_layers_that_matter_more_keep_more(network, captured):
     """At the size of one tolerance for all, the chosen network moves the outputs less."""
-    compress = functools.partial(ddlr.compress, method="lowest_rank")
+    compress = functools.partial(doors.compress, method="lowest_rank")
     wanted = outputs_of(network, captured.batches)
     moved = {}
     for tolerance in (0.3, 0.4, 0.5):
         same = compress(network, captured, relative_tolerance=tolerance)
-        best = ddlr.compress_to_goal(
-            compress, network, captured, max_parameters=kept(same), output="classes"
-        )
+        best = compress(network, captured, max_parameters=kept(same), output="classes")
         assert kept(best) <= kept(same)
         moved[tolerance] = [
             divergence(wanted, outputs_of(result.model, captured.batches), "classes")
@@ -122,16 +124,15 @@ def test_layers_that_matter_more_keep_more(network, captured):
 
 
 def test_an_output_error_is_met_by_the_smallest_network_of_the_frontier(network, captured):
-    compress = functools.partial(svd)
-    options = layer_options(compress, network, captured, TOLERANCES)
+    options = layer_options(network, captured, SVD, WalkSettings(), TOLERANCES)
     allocations = frontier(options)
     wanted = outputs_of(network, captured.batches)
-    goal = Goal("max_output_error", 0.2)
-    result = reach(goal, compress, network, captured, allocations)
+    goal = settled(Goal(max_output_error=0.2), network, captured, None)
+    result = reach(goal, Networks(network, captured, SVD, WalkSettings()), allocations)
     error = ((outputs_of(result.model, captured.batches) - wanted).norm() / wanted.norm()).item()
     assert result.goal.measured == pytest.approx(error) and error <= 0.2 and result.goal.met
     smaller = [each for each in allocations if each.parameters < kept(result)]
-    nearest = compress(network, captured, relative_tolerance=smaller[-1].tolerances)
+    nearest = svd(network, captured, relative_tolerance=smaller[-1].tolerances)
     missed = (outputs_of(nearest.model, captured.batches) - wanted).norm() / wanted.norm()
     assert missed > 0.2
 
@@ -139,7 +140,7 @@ def test_an_output_error_is_met_by_the_smallest_network_of_the_frontier(network,
 def test_goals_on_held_out_samples_are_met_and_say_what_they_measured(network, digits, captured):
     inputs, labels = digits.held_out.images, digits.held_out.labels
     before = accuracy(network, digits.held_out)
-    dropped = ddlr.compress(
+    dropped = doors.compress(
         network, captured, method="lowest_rank", max_accuracy_drop=2.0, held_out=(inputs, labels)
     )
     drop = before - accuracy(dropped.model, digits.held_out)
@@ -147,7 +148,7 @@ def test_goals_on_held_out_samples_are_met_and_say_what_they_measured(network, d
     assert drop <= 2.0 and dropped.goal.met
     assert dropped.goal.interval[0] <= drop <= dropped.goal.interval[1]
 
-    agreeing = ddlr.compress(
+    agreeing = doors.compress(
         network, captured, method="lowest_rank", min_agreement=0.98, held_out=inputs
     )
     same = outputs_of(agreeing.model, [inputs]).argmax(1) == outputs_of(network, [inputs]).argmax(1)
@@ -160,9 +161,7 @@ def test_goals_on_held_out_samples_are_met_and_say_what_they_measured(network, d
 
 
 def test_what_can_not_be_met_is_said(network, captured, caplog):
-    result = ddlr.compress_to_goal(
-        svd, network, captured, max_parameters=1, tolerances=TOLERANCES[:1]
-    )
+    result = svd(network, captured, max_parameters=1, tolerances=TOLERANCES[:1])
     assert not result.goal.met
     assert result.goal.measured == kept(result) > 1
     assert "max_parameters=1 can not be met" in caplog.text
@@ -171,7 +170,7 @@ def test_what_can_not_be_met_is_said(network, captured, caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give a relative_tolerance, or one goal of"),
+        ({}, "give a relative_tolerance, or a goal"),
         ({"kept_fraction": 0.1, "relative_tolerance": 0.1}, "not both"),
         ({"kept_fraction": 0.1, "max_parameters": 10}, "give one goal of"),
         ({"kept_fraction": 1.5}, "kept_fraction is 1.5; it must be a number between 0 and 1"),
@@ -197,7 +196,7 @@ def test_what_can_not_be_met_is_said(network, captured, caplog):
 )
 def test_a_goal_that_is_none_is_refused(arguments, message, network, captured):
     with pytest.raises(ValueError, match=message):
-        ddlr.compress(network, captured, **arguments)
+        doors.compress(network, captured, **arguments)
 
 
 # Goals of networks whose layers see each other: the fewest weights
@@ -207,21 +206,31 @@ def test_a_goal_that_is_none_is_refused(arguments, message, network, captured):
 @pytest.mark.parametrize("refit", [False, True], ids=["", "refit"])
 def test_budgets_are_kept_and_used_where_layers_drop_inputs(order, refit, network, captured):
     """The network of the next larger allocation is not within the budget."""
-    compress = functools.partial(ddlr.compress, method="fewest_weights", order=order)
-    alone = functools.partial(ddlr.compress, method="fewest_weights")
-    allocations = frontier(layer_options(alone, network, captured, TOLERANCES))
+    compress = functools.partial(doors.compress, method="fewest_weights", order=order)
+    allocations = frontier(
+        layer_options(network, captured, FEWEST_WEIGHTS, WalkSettings(), TOLERANCES)
+    )
     dense = sum(layer.weight.numel() for layer in captured.layers)
     tried = []
 
-    def compress_and_note(model, captured, relative_tolerance):
-        result = compress(model, captured, relative_tolerance=relative_tolerance)
-        tried.append((relative_tolerance, kept(result)))
-        return result
+    class Noting(Networks):
+        def by_layer(self, tolerances):
+            result = super().by_layer(tolerances)
+            tried.append((tolerances, kept(result)))
+            return result
 
+    networks = Noting(
+        network,
+        captured,
+        FEWEST_WEIGHTS,
+        WalkSettings(order=order),
+        refit="network" if refit else "none",
+        output="classes",
+    )
     for budget in (10, dense // 100, dense // 20, dense // 5, dense // 2, dense):
         tried.clear()
-        goal = Goal("max_parameters", budget, output="classes")
-        result = reach(goal, compress_and_note, network, captured, allocations, refit)
+        goal = settled(Goal(max_parameters=budget), network, captured, "classes")
+        result = reach(goal, networks, allocations)
         assert {report.status is SolverStatus.REFITTED for report in result.layers} == {refit}
         assert result.goal.met == (kept(result) <= budget)
         assert result.goal.measured == kept(result)
@@ -248,9 +257,13 @@ def test_a_goal_may_be_of_some_layers(method, refit, network, captured):
     names = ["fc1", "fc2"]
     share = sum(layer.weight.numel() for layer in captured.only(names).layers)
     found = [
-        ddlr.compress(
-            *(network, calibration),
-            **{"method": method, "refit": refit, "layers": names, "kept_fraction": 0.2},
+        doors.compress(
+            network,
+            calibration,
+            method=method,
+            refit=refit,
+            layers=names,
+            kept_fraction=0.2,
             output="classes",
         )
         for calibration in (captured, captured.batches[0])
@@ -264,7 +277,7 @@ def test_a_goal_may_be_of_some_layers(method, refit, network, captured):
     first, second = (result.model.state_dict().values() for result in found)
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
     with pytest.raises(ValueError, match="layer 'fc9' was not captured"):
-        ddlr.compress(network, captured, layers=["fc9"], kept_fraction=0.2)
+        doors.compress(network, captured, layers=["fc9"], kept_fraction=0.2)
 
 
 @pytest.mark.parametrize(
@@ -279,14 +292,15 @@ def test_a_goal_may_be_of_some_layers(method, refit, network, captured):
 def test_intervals_hold_what_other_samples_show(name, wanted, network, captured):
     """Of halves of held-out data: on one the goal is met, the other is the rest of the world."""
     pool = load_dataset("digits", "unused", held_out=1000).held_out
-    allocations = frontier(layer_options(svd, network, captured, TOLERANCES))
+    allocations = frontier(layer_options(network, captured, SVD, WalkSettings(), TOLERANCES))
     made = {
         tuple(each.tolerances.values()): svd(network, captured, relative_tolerance=each.tolerances)
         for each in allocations
     }
 
-    def look_up(_model, _captured, relative_tolerance):
-        return made[tuple(relative_tolerance.values())]
+    class LookedUp(Networks):
+        def by_layer(self, tolerances):
+            return made[tuple(tolerances.values())]
 
     def measured(model) -> torch.Tensor:
         """What the goal is the mean of, for each sample."""
@@ -300,8 +314,10 @@ def test_intervals_hold_what_other_samples_show(name, wanted, network, captured)
     outside = 0
     for _ in range(200):
         mine, others = torch.randperm(1000, generator=generator).split(500)
-        goal = Goal(name, wanted, pool.images[mine], pool.labels[mine])
-        result = reach(goal, look_up, network, captured, allocations)
+        held_out = (pool.images[mine], pool.labels[mine])
+        goal = settled(Goal(**{name: wanted}, held_out=held_out), network, captured, None)
+        networks = LookedUp(network, captured, SVD, WalkSettings())
+        result = reach(goal, networks, allocations)
         values = of_each[id(result.model)]
         low, high = result.goal.interval
         assert result.goal.measured == pytest.approx(values[mine].mean().item())

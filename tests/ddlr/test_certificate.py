@@ -8,7 +8,7 @@ from torch import nn
 
 from ddlr import SolverStatus, certify, solve_low_rank
 from ddlr.proximal import L1, NUCLEAR
-from experiments.methods.reference import solve_reference
+from experiments.methods.cone_solvers import solve_reference
 from made_up import made_up_layer
 from nettrim import solve_sparse
 

@@ -2,23 +2,25 @@
 
 from itertools import pairwise
 
+import doors
 import pytest
 import torch
 from torch import nn
 
 import ddlr
-import nettrim
-from ddlr import layerwise
+from ddlr import unread_outputs
 from ddlr.dead_weights import remove_dead_weights
 from experiments.methods import baselines
 
 METHODS = {
-    "nuclear": lambda *given, **options: ddlr.compress(*given, **options),
-    "lowest_rank": lambda *given, **options: ddlr.compress(*given, method="lowest_rank", **options),
-    "fewest_weights": lambda *given, **options: ddlr.compress(
+    "nuclear": lambda *given, **options: doors.compress(*given, **options),
+    "lowest_rank": lambda *given, **options: doors.compress(
+        *given, method="lowest_rank", **options
+    ),
+    "fewest_weights": lambda *given, **options: doors.compress(
         *given, method="fewest_weights", **options
     ),
-    "nettrim": nettrim.prune,
+    "nettrim": doors.prune,
     "magnitude": baselines.magnitude,
     "magnitude_global": baselines.magnitude_global,
     "svd": baselines.svd,
@@ -118,7 +120,7 @@ def test_what_is_counted_is_what_the_outputs_need_and_these_stay(method, monkeyp
     kept = [report.parameters_kept for report in result.layers]
     assert kept == [ddlr.layers.layer_size(result.model[place]).parameters for place in (0, 2, 4)]
 
-    monkeypatch.setattr(layerwise, "remove_dead_weights", lambda model, pairs, batches: {})
+    monkeypatch.setattr(unread_outputs, "remove_dead_weights", lambda model, pairs, batches: {})
     whole = METHODS[method](model, inputs, relative_tolerance=0.2)
     with torch.no_grad():
         assert torch.allclose(result.model(inputs), whole.model(inputs), atol=1e-5)
@@ -141,7 +143,7 @@ def test_a_layer_that_something_else_reads_keeps_all_of_it():
 
     torch.manual_seed(0)
     model, inputs = TwoReaders(), torch.randn(300, 20)
-    result = nettrim.prune(model, inputs, relative_tolerance=0.1)
+    result = doors.prune(model, inputs, relative_tolerance=0.1)
     assert not result.unread["a"].any()
     with torch.no_grad():
         error = (result.model(inputs) - model(inputs)).norm() / model(inputs).norm()
@@ -168,11 +170,11 @@ def test_the_report_has_the_error_of_what_is_read_and_of_all(method, tolerance):
 @pytest.mark.parametrize("cascade_bound", ["tolerance", "inherited"])
 def test_the_bounds_of_a_cascade_are_those_of_its_rule(cascade_bound, monkeypatch):
     # The original weights read units that the compressed ones do not.
-    monkeypatch.setattr(layerwise, "remove_dead_weights", lambda model, pairs, batches: {})
+    monkeypatch.setattr(unread_outputs, "remove_dead_weights", lambda model, pairs, batches: {})
     torch.manual_seed(1)
     model = network(20, 30, 24, 5)
     inputs = torch.randn(400, 20) @ torch.diag(torch.logspace(0, -1, 20))
-    result = nettrim.prune(
+    result = doors.prune(
         model,
         inputs,
         relative_tolerance=0.1,
@@ -196,6 +198,6 @@ def test_the_bounds_of_a_cascade_are_those_of_its_rule(cascade_bound, monkeypatc
 
 def test_an_unknown_rule_is_named():
     with pytest.raises(ValueError, match="cascade_bound is 'theirs'"):
-        nettrim.prune(
+        doors.prune(
             network(4, 3), torch.randn(9, 4), relative_tolerance=0.1, cascade_bound="theirs"
         )

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import doors
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,11 @@ from ddlr import (
     fewest_weights,
     lowest_rank,
 )
-from ddlr.hooks import feeds_only
+from ddlr.captured import CapturedLayer
 from ddlr.constraints import OutputSet
+from ddlr.hooks import feeds_only
 from ddlr.input_selection import regress_onto, select_inputs
 from ddlr.layers import fewest_stored, numerical_rank
-from ddlr.layerwise import CapturedLayer
 from ddlr.reduced_rank import RIDGE
 from experiments.configuration import REPOSITORY
 from experiments.networks import mlp_digits
@@ -375,7 +376,7 @@ def test_where_no_input_can_be_spared_the_closed_form_is_the_activation_aware_sv
 
 
 def compress(model, calibration, tolerance, **options) -> ddlr.CompressionResult:
-    return ddlr.compress(
+    return doors.compress(
         model, calibration, method="fewest_weights", relative_tolerance=tolerance, **options
     )
 

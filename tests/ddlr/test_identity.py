@@ -5,6 +5,7 @@ import functools
 import random
 import warnings
 
+import doors
 import numpy as np
 import pytest
 import torch
@@ -13,15 +14,14 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 import ddlr
-import nettrim
 from ddlr.layers import replace_layer
 
 INPUTS = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
 INPUTS = INPUTS @ torch.diag(torch.logspace(0, -1.5, 16))
 METHODS = {
-    "lowest_rank": functools.partial(ddlr.compress, method="lowest_rank"),
-    "fewest_weights": functools.partial(ddlr.compress, method="fewest_weights"),
-    "prune": nettrim.prune,
+    "lowest_rank": functools.partial(doors.compress, method="lowest_rank"),
+    "fewest_weights": functools.partial(doors.compress, method="fewest_weights"),
+    "prune": doors.prune,
 }
 
 
@@ -47,7 +47,7 @@ def mlp() -> nn.Sequential:
 
 def compress(model, calibration=INPUTS, *, relative_tolerance=0.2, **options):
     options = {"method": "lowest_rank", **options}
-    return ddlr.compress(model, calibration, relative_tolerance=relative_tolerance, **options)
+    return doors.compress(model, calibration, relative_tolerance=relative_tolerance, **options)
 
 
 @torch.no_grad()

@@ -4,25 +4,25 @@ import dataclasses
 import functools
 import math
 
+import doors
 import pytest
 import torch
+from doors import activation_svd, svd
 from torch import nn
 
 import ddlr
-import nettrim
 from ddlr import CapturedLayers
 from experiments.configuration import REPOSITORY
-from experiments.methods.baselines import activation_svd, svd
 from experiments.networks import mlp_digits
 from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
 
 ROUNDING = 1 + 1e-5
 NUCLEAR = {"constraint": "hinge", "tolerance": 0.1}
 METHODS = {
-    "ddlr": functools.partial(ddlr.compress, output="classes", **NUCLEAR),
-    "lowest_rank": functools.partial(ddlr.compress, method="lowest_rank", output="classes"),
-    "fewest_weights": functools.partial(ddlr.compress, method="fewest_weights", output="classes"),
-    "nettrim": functools.partial(nettrim.prune, output="classes", **NUCLEAR),
+    "ddlr": functools.partial(doors.compress, output="classes", **NUCLEAR),
+    "lowest_rank": functools.partial(doors.compress, method="lowest_rank", output="classes"),
+    "fewest_weights": functools.partial(doors.compress, method="fewest_weights", output="classes"),
+    "nettrim": functools.partial(doors.prune, output="classes", **NUCLEAR),
 }
 
 
@@ -132,7 +132,7 @@ def test_there_is_none_where_a_path_is_silent_in_the_original_alone():
     captured = ddlr.capture_layers(model, INPUTS)
     same = svd(model, captured, relative_tolerance=0)
     assert ddlr.output_bound(model, same, captured) == 0
-    result = ddlr.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
+    result = doors.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
     assert error_of(model, result.model, INPUTS) > 1
     assert math.isnan(ddlr.output_bound(model, result, captured))
 
@@ -148,14 +148,14 @@ def test_there_is_none_where_the_outputs_are_not_one_tensor():
 
     model = Two()
     captured = ddlr.capture_layers(model, INPUTS)
-    result = ddlr.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
+    result = doors.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
     assert math.isnan(ddlr.output_bound(model, result, captured))
 
 
 def test_a_layer_that_is_further_off_than_reported_counts_as_it_is():
     model = two_layers(nn.ReLU())
     captured = ddlr.capture_layers(model, INPUTS)
-    result = ddlr.compress(model, captured, method="lowest_rank", relative_tolerance=0.1)
+    result = doors.compress(model, captured, method="lowest_rank", relative_tolerance=0.1)
     with torch.no_grad():
         result.model[2].bias += 10.0
     bound = ddlr.output_bound(model, result, captured)
@@ -188,7 +188,7 @@ INPUTS = torch.randn(100, 12, generator=torch.Generator().manual_seed(0))
 )
 def test_there_is_none_where_more_than_relu_is_between_the_layers(model, proven):
     captured = ddlr.capture_layers(model, INPUTS)
-    result = ddlr.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
+    result = doors.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
     bound = ddlr.output_bound(model, result, captured)
     if proven:
         assert error_of(model, result.model, INPUTS) <= bound * ROUNDING
@@ -215,7 +215,7 @@ def test_there_is_none_where_something_changes_activations_by_more_than_rounding
     else:
         model = nn.Sequential(two_layers(nn.ReLU()), Slightly(more))
     captured = ddlr.capture_layers(model, INPUTS)
-    result = ddlr.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
+    result = doors.compress(model, captured, method="lowest_rank", relative_tolerance=0.3)
     assert math.isnan(ddlr.output_bound(model, result, captured))
 
 
@@ -235,9 +235,7 @@ def test_there_is_none_where_only_some_layers_were_captured_or_compressed(
 @pytest.mark.parametrize("method", ["lowest_rank", "fewest_weights"])
 def test_a_goal_reports_the_error_and_its_bound(method, order, network, captured):
     for goal in ({"kept_fraction": 0.5}, {"max_output_error": 0.3}):
-        result = ddlr.compress_to_goal(
-            *(METHODS[method], network, captured), **goal, order=order, tolerances=(0.1, 0.2, 0.5)
-        )
+        result = METHODS[method](network, captured, **goal, order=order, tolerances=(0.1, 0.2, 0.5))
         report = result.goal
         error = error_of(network, result.model, captured.batches[0])
         assert report.output_error == pytest.approx(error, rel=1e-4)

@@ -4,17 +4,17 @@ import copy
 import functools
 import math
 
+import doors
 import pytest
 import torch
+from doors import activation_svd, magnitude, magnitude_global, svd
 from torch import nn
 
 import ddlr
-import nettrim
 from ddlr import CapturedLayers, SolverStatus, refit_network
 from ddlr.hooks import outputs_of
 from ddlr.layers import layer_size, numerical_rank
 from ddlr.outputs import divergence
-from experiments.methods.baselines import activation_svd, magnitude, magnitude_global, svd
 from experiments.networks import mlp_digits
 from experiments.training import train
 
@@ -28,7 +28,7 @@ def network(digits) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("method", [ddlr.compress, nettrim.prune], ids=["ddlr", "nettrim"])
+@pytest.mark.parametrize("method", [doors.compress, doors.prune], ids=["ddlr", "nettrim"])
 def test_outputs_come_closer_at_the_same_size(method, network, digits):
     calibration = digits.calibration(500, seed=0)
     compressed = method(network, calibration, relative_tolerance=0.4, refit="layer")
@@ -60,7 +60,7 @@ def test_outputs_come_closer_at_the_same_size(method, network, digits):
 
 def test_only_the_named_layers_move_and_the_seed_decides(network, digits):
     calibration = digits.calibration(200, seed=0)
-    compressed = ddlr.compress(network, calibration, relative_tolerance=0.4).model
+    compressed = doors.compress(network, calibration, relative_tolerance=0.4).model
     one, same, other = (
         refit_network(
             *(network, compressed, calibration, ["0.fc2"]), output="classes", epochs=2, seed=seed
@@ -83,10 +83,10 @@ CLOSED = {
     "magnitude_global": magnitude_global,
 }
 METHODS = {
-    "ddlr": functools.partial(ddlr.compress, output="classes", **LOOSE),
-    "nettrim": functools.partial(nettrim.prune, output="classes", **LOOSE),
-    "lowest_rank": functools.partial(ddlr.compress, method="lowest_rank", output="classes"),
-    "fewest_weights": functools.partial(ddlr.compress, method="fewest_weights", output="classes"),
+    "ddlr": functools.partial(doors.compress, output="classes", **LOOSE),
+    "nettrim": functools.partial(doors.prune, output="classes", **LOOSE),
+    "lowest_rank": functools.partial(doors.compress, method="lowest_rank", output="classes"),
+    "fewest_weights": functools.partial(doors.compress, method="fewest_weights", output="classes"),
 }
 ORDERS = [(name, order) for name in METHODS for order in ("parallel", "cascade")]
 

@@ -3,21 +3,21 @@
 import copy
 from functools import partial
 
+import doors
 import pytest
 import torch
+from doors import activation_svd
 from torch import nn
 from torch.nn import functional
 
 import ddlr
-import nettrim
-from ddlr import LowRankLinear, SolverStatus, layerwise
+from ddlr import LowRankLinear, SolverStatus, unread_outputs
 from ddlr.constraints import OutputSet
-from experiments.methods.baselines import activation_svd
 from experiments.metrics import accuracy
 from experiments.networks import mlp_digits
 from experiments.training import train
 
-METHODS = {"ddlr": ddlr.compress, "nettrim": nettrim.prune}
+METHODS = {"ddlr": doors.compress, "nettrim": doors.prune}
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def test_each_layer_keeps_its_promise(method, constraint, network, digits):
 def test_the_lowest_rank_keeps_the_promise_with_fewer_weights(order, network, digits):
     calibration = digits.calibration(300, seed=0)
     options = {"relative_tolerance": 0.2, "order": order}
-    nuclear = ddlr.compress(network, calibration, constraint="hinge", **options)
-    lowest = ddlr.compress(network, calibration, method="lowest_rank", **options)
+    nuclear = doors.compress(network, calibration, constraint="hinge", **options)
+    lowest = doors.compress(network, calibration, method="lowest_rank", **options)
     closed = activation_svd(network, calibration, relative_tolerance=0.2)
     for report, other, simple in zip(lowest.layers, nuclear.layers, closed.layers, strict=True):
         assert report.relative_error_read <= report.relative_tolerance * (1 + 1e-3)
@@ -86,7 +86,7 @@ def test_the_lowest_rank_keeps_the_promise_with_fewer_weights(order, network, di
         report.parameters_kept for report in nuclear.layers
     )
     with pytest.raises(ValueError, match="method is 'lowest'"):
-        ddlr.compress(network, calibration, method="lowest", relative_tolerance=0.2)
+        doors.compress(network, calibration, method="lowest", relative_tolerance=0.2)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,7 +121,7 @@ def test_tolerance_zero_keeps_the_function_and_one_gives_zero_weights(method):
 
 def test_a_layer_that_would_not_shrink_stays_as_it_was():
     model = small_network()
-    result = ddlr.compress(model, INPUTS, relative_tolerance=1e-3)
+    result = doors.compress(model, INPUTS, relative_tolerance=1e-3)
     assert result.layers[0].form == "dense"
     assert torch.equal(result.model[0].weight, model[0].weight)
     assert result.layers[0].relative_error == 0
@@ -129,7 +129,7 @@ def test_a_layer_that_would_not_shrink_stays_as_it_was():
 
 
 def test_the_compressed_network_can_be_saved_loaded_and_exported(tmp_path):
-    result = ddlr.compress(small_network(), INPUTS, relative_tolerance=0.3)
+    result = doors.compress(small_network(), INPUTS, relative_tolerance=0.3)
     assert any(isinstance(layer, LowRankLinear) for layer in result.model)
     torch.save(result.model.state_dict(), tmp_path / "compressed.pt")
     again = copy.deepcopy(result.model)
@@ -171,7 +171,7 @@ def test_odd_networks(method):
 
 
 def test_an_explicit_activation_overrides_what_is_found():
-    result = ddlr.compress(
+    result = doors.compress(
         small_network(), INPUTS, relative_tolerance=0.3, activations={"0": "none"}
     )
     assert [report.activation for report in result.layers] == ["none", "none"]
@@ -232,7 +232,7 @@ def test_in_cascade_each_layer_keeps_its_promise_on_compressed_inputs(
     method, refit, network, digits, monkeypatch
 ):
     # The original weights read units that the compressed ones do not.
-    monkeypatch.setattr(layerwise, "remove_dead_weights", lambda model, pairs, batches: {})
+    monkeypatch.setattr(unread_outputs, "remove_dead_weights", lambda model, pairs, batches: {})
     calibration = digits.calibration(300, seed=0)
     options = {"relative_tolerance": 0.2, "refit": refit}
     result = METHODS[method](network, calibration, order="cascade", **options)
@@ -276,10 +276,10 @@ def test_a_refit_keeps_the_size_and_brings_the_accuracy_back(method, network, di
 @pytest.mark.parametrize(
     "compress",
     [
-        partial(ddlr.compress, refit="layer"),
-        partial(ddlr.compress, method="lowest_rank"),
-        partial(ddlr.compress, method="fewest_weights", order="cascade"),
-        partial(nettrim.prune, refit="layer"),
+        partial(doors.compress, refit="layer"),
+        partial(doors.compress, method="lowest_rank"),
+        partial(doors.compress, method="fewest_weights", order="cascade"),
+        partial(doors.prune, refit="layer"),
     ],
     ids=["ddlr", "lowest_rank", "fewest_weights", "nettrim"],
 )
@@ -311,7 +311,7 @@ def test_an_unfinished_solve_is_refitted_all_the_same():
     errors = {
         refit: [
             report.relative_error
-            for report in nettrim.prune(small_network(), INPUTS, refit=refit, **options).layers
+            for report in doors.prune(small_network(), INPUTS, refit=refit, **options).layers
         ]
         for refit in ("none", "layer")
     }

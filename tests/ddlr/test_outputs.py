@@ -2,18 +2,20 @@
 
 import math
 
+import doors
 import numpy as np
 import pytest
 import torch
+from doors import svd
 from torch import Tensor, nn
 from torch.nn import functional
 
 import ddlr
-import nettrim
-from ddlr.allocate import Option, frontier, layer_options, reach
-from ddlr.goals import Goal
+from ddlr.allocate import frontier, layer_options
+from ddlr.goals import Option
 from ddlr.outputs import divergence, relative_error
-from experiments.methods.baselines import svd
+from ddlr.walk import WalkSettings
+from experiments.methods.closed_forms import SVD
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.4, 0.8)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -81,7 +83,7 @@ def classifier() -> nn.Module:
 
 
 def compress(network, calibration=INPUTS, **options):
-    return ddlr.compress(network, calibration, **{"method": "lowest_rank", **options})
+    return doors.compress(network, calibration, **{"method": "lowest_rank", **options})
 
 
 def kept(result) -> int:
@@ -121,15 +123,17 @@ def test_an_output_error_is_met_by_what_the_network_gives(single):
 def test_layers_are_weighed_by_the_error_of_the_values(regression):
     """Not by a divergence of classes, which only sees the small difference of the two."""
     captured = ddlr.capture_layers(regression, INPUTS)
-    options = layer_options(svd, regression, captured, TOLERANCES)
+    options = layer_options(regression, captured, SVD, WalkSettings(), TOLERANCES)
     for name, choices in options.items():
-        assert choices[0].effect == 0
+        assert choices[0].divergence == 0
         for option in choices[1:]:
             alone = svd(regression, captured.only([name]), relative_tolerance=option.tolerance)
-            assert option.effect == pytest.approx(error_of(regression, alone.model) ** 2, rel=1e-3)
+            assert option.divergence == pytest.approx(
+                error_of(regression, alone.model) ** 2, rel=1e-3
+            )
 
 
-@pytest.mark.parametrize("prune", [compress, nettrim.prune], ids=["ddlr", "nettrim"])
+@pytest.mark.parametrize("prune", [compress, doors.prune], ids=["ddlr", "nettrim"])
 def test_a_refit_by_values_moves_them_closer(prune, regression):
     options = {"relative_tolerance": 0.1}
     before = prune(regression, INPUTS, refit="layer", **options)
@@ -166,12 +170,14 @@ def of_the_difference(original: Tensor, outputs: Tensor) -> Tensor:
 @torch.no_grad()
 def test_a_function_decides_what_a_layer_is_worth(regression):
     captured = ddlr.capture_layers(regression, INPUTS)
-    options = layer_options(svd, regression, captured, TOLERANCES, output=of_the_difference)
+    options = layer_options(
+        regression, captured, SVD, WalkSettings(), TOLERANCES, output=of_the_difference
+    )
     for name, choices in options.items():
         for option in choices[1:]:
             alone = svd(regression, captured.only([name]), relative_tolerance=option.tolerance)
             value = of_the_difference(regression(INPUTS), alone.model(INPUTS)).item()
-            assert option.effect == pytest.approx(value, rel=1e-3)
+            assert option.divergence == pytest.approx(value, rel=1e-3)
 
 
 def test_a_function_is_what_a_refit_trains_towards(regression):
@@ -361,10 +367,10 @@ def test_a_layer_is_not_compressed_to_where_outputs_are_not_finite(classifier, c
 
     network = Wrapped(classifier, wrap)
     captured = ddlr.capture_layers(network, INPUTS)
-    options = layer_options(svd, network, captured, (0.1, 5.0))
+    options = layer_options(network, captured, SVD, WalkSettings(), (0.1, 5.0))
     assert [option.tolerance for option in options["network.4"]] == [0.0, 0.1]
     assert "at a tolerance of 5: the network's output" in caplog.text
-    result = ddlr.compress_to_goal(svd, network, captured, kept_fraction=0.7, tolerances=(0.3, 5))
+    result = svd(network, captured, kept_fraction=0.7, tolerances=(0.3, 5))
     assert result.model(INPUTS).isfinite().all()
 
 
@@ -553,7 +559,7 @@ def test_the_network_as_it_is_comes_last():
         }
         found = frontier(options)
         assert found[-1].tolerances == {"one": 0.0, "two": 0.0}
-        assert (found[-1].parameters, found[-1].effect) == (150, 0.0)
+        assert (found[-1].parameters, found[-1].divergence) == (150, 0.0)
         sizes = [each.parameters for each in found]
         assert sizes == sorted(set(sizes))
 
@@ -569,8 +575,14 @@ def test_a_goal_that_the_network_as_it_is_meets_is_met(goal, refit, classifier):
     }
     wanted = 1.0 if goal == "min_agreement" else 0.0
     labels = classifier(HELD_OUT).argmax(1)
-    result = reach(
-        Goal(goal, wanted, HELD_OUT, labels), svd, classifier, captured, frontier(options), refit
+    held_out = {} if goal == "max_output_error" else {"held_out": (HELD_OUT, labels)}
+    result = svd(
+        classifier,
+        captured,
+        **{goal: wanted},
+        **held_out,
+        options=options,
+        refit="network" if refit else "none",
     )
     assert result.goal.met and result.goal.measured == wanted
     assert error_of(classifier, result.model) == 0
@@ -584,7 +596,7 @@ def test_a_goal_that_the_network_as_it_is_meets_is_met(goal, refit, classifier):
 )
 def test_numbers_of_all_kinds_are_numbers(number, classifier):
     small = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5))
-    for method in (ddlr.compress, nettrim.prune):
+    for method in (doors.compress, doors.prune):
         given = method(
             *(small, INPUTS),
             relative_tolerance={"0": number(0.5), "2": 0.25},
@@ -607,7 +619,7 @@ def test_numbers_of_all_kinds_are_numbers(number, classifier):
         assert type(given.layers[0].relative_tolerance) is float
     for goal, wanted in (("kept_fraction", 0.5), ("max_parameters", 800), ("max_output_error", 1)):
         given, plain = (
-            ddlr.compress_to_goal(svd, classifier, INPUTS, **{goal: value}, tolerances=(0.3, 0.6))
+            svd(classifier, INPUTS, **{goal: value}, tolerances=(0.3, 0.6))
             for value in (number(wanted), wanted)
         )
         assert given.goal == plain.goal
@@ -618,6 +630,6 @@ def test_numbers_of_all_kinds_are_numbers(number, classifier):
 @pytest.mark.parametrize("argument", ["relative_tolerance", "ridge", "tolerance", "workers"])
 def test_what_is_no_number_is_refused_by_name(argument, value, classifier):
     options = {"relative_tolerance": 0.1} | {argument: value}
-    for method in (ddlr.compress, nettrim.prune):
+    for method in (doors.compress, doors.prune):
         with pytest.raises(ValueError, match=f"{argument} is .*; it must be a .*number"):
             method(classifier, INPUTS, **options)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddlr import solve_low_rank
-from experiments.methods.reference import solve_reference
+from experiments.methods.cone_solvers import solve_reference
 from made_up import made_up_layer
 from nettrim import solve_sparse
 

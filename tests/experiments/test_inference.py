@@ -3,14 +3,13 @@
 import subprocess
 import sys
 
+import doors
 import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-import ddlr
-import nettrim
 from ddlr import LowRankLinear
 from ddlr.layers import store_linear
 from experiments import inference
@@ -55,7 +54,7 @@ def test_the_command_writes_a_row_for_each_network_tolerance_and_batch(tmp_path)
     assert ((sizes[0.3] < sizes[0.05]) & (sizes[0.3] > 0)).all()
 
 
-@pytest.mark.parametrize("method", [ddlr.compress, nettrim.prune])
+@pytest.mark.parametrize("method", [doors.compress, doors.prune])
 @pytest.mark.parametrize("batch", [1, 7])
 def test_a_head_in_stored_form_gives_the_outputs_of_the_compressed_network(method, batch):
     torch.manual_seed(0)
@@ -68,7 +67,7 @@ def test_a_head_in_stored_form_gives_the_outputs_of_the_compressed_network(metho
         for outputs in (timed(inputs[:batch]), head(result.model, as_linear)(inputs[:batch])):
             torch.testing.assert_close(outputs, wanted, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(timed(inputs[-batch:]), wanted, rtol=1e-4, atol=1e-5)
-    form = LowRankLinear if method is ddlr.compress else CSRLinear
+    form = LowRankLinear if method is doors.compress else CSRLinear
     assert sum(isinstance(layer, form) for layer in timed) >= 2
     assert not any(isinstance(layer, nn.Dropout) for layer in timed)
 

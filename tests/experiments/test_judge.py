@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from doors import svd
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
@@ -13,7 +14,6 @@ import ddlr
 from experiments import cache, compress, data
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.data import Split
-from experiments.methods.baselines import svd
 from experiments.metrics import predict
 from experiments.networks import convnet_nettrim, lenet5, mlp_digits, split_at_first_linear
 

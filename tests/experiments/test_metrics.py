@@ -2,14 +2,15 @@
 
 import copy
 
+import doors
 import pytest
 import torch
+from doors import svd
 from torch import Tensor, nn
 
 import ddlr
 from ddlr import LowRankLinear
 from experiments.data import Split
-from experiments.methods.baselines import svd
 from experiments.metrics import (
     accuracy,
     judge_dense,
@@ -121,7 +122,7 @@ def test_of_a_layer_with_dropped_outputs_the_error_is_of_the_others_alone():
     captured = ddlr.capture_layers(model, images(300, seed=1))
     split = Split(images(300, seed=2), torch.zeros(300).long())
     dense = judge_dense(model, captured, split, split)
-    small = ddlr.compress(model, captured, method="fewest_weights", relative_tolerance=0.5)
+    small = doors.compress(model, captured, method="fewest_weights", relative_tolerance=0.5)
     stored = small.model[1]
     given = (stored.weight != 0).any(dim=1) | (stored.bias != 0)
     assert int((~given).sum()) == small.layers[0].outputs_dropped > 0

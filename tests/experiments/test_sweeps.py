@@ -12,6 +12,7 @@ import termios
 from collections.abc import Iterator
 from pathlib import Path
 
+import doors
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -19,7 +20,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import ddlr
-import nettrim
 from ddlr.reduced_rank import RIDGE
 from experiments import cache, compress
 from experiments.configuration import CONFIG_PATH, REPOSITORY, SettingError
@@ -383,7 +383,7 @@ def network(digits):
     return cache.load_network(cfg, torch.device("cpu"))[0], digits.calibration(200, seed=0)
 
 
-METHODS = {"ddlr": ddlr.compress, "nettrim": nettrim.prune}
+METHODS = {"ddlr": doors.compress, "nettrim": doors.prune}
 LOOSE = {"relative_tolerance": 0.4, "tolerance": 0.1}
 
 
@@ -411,30 +411,30 @@ def test_captured_layers_are_refused_where_they_do_not_belong(network):
     model, calibration = network
     captured = ddlr.capture_layers(model, calibration, layers=["fc1"])
     with pytest.raises(ValueError, match="layer 'fc2' was not captured"):
-        ddlr.compress(model, captured, layers=["fc1", "fc2"], **LOOSE)
+        doors.compress(model, captured, layers=["fc1", "fc2"], **LOOSE)
     with pytest.raises(ValueError, match="layer 'fc1' was captured with other weights"):
-        ddlr.compress(mlp_digits(), captured, layers=["fc1"], **LOOSE)
+        doors.compress(mlp_digits(), captured, layers=["fc1"], **LOOSE)
     with pytest.raises(ValueError, match="activations were settled"):
-        ddlr.compress(model, captured, activations={"fc1": "none"}, **LOOSE)
+        doors.compress(model, captured, activations={"fc1": "none"}, **LOOSE)
 
 
 def test_workers_give_the_same_network_and_the_same_errors(network):
     model, calibration = network
     # Sums over another number of threads are rounded differently, so one for either.
     torch.set_num_threads(1)
-    alone = nettrim.prune(model, calibration, **LOOSE)
+    alone = doors.prune(model, calibration, **LOOSE)
     seen = []
-    together = nettrim.prune(model, calibration, **LOOSE, workers=2, on_layer=seen.append)
+    together = doors.prune(model, calibration, **LOOSE, workers=2, on_layer=seen.append)
     assert_same(alone, together)
     # As each was solved: what is dead in the network is removed once all are there.
     for one, other in zip(seen, together.layers, strict=True):
         assert (one.name, one.iterations) == (other.name, other.iterations)
         assert one.parameters_kept >= other.parameters_kept
     with pytest.raises(ddlr.ConvergenceError, match="layer 'fc1': the iteration limit") as caught:
-        ddlr.compress(model, calibration, **LOOSE, max_iterations=1, workers=2)
+        doors.compress(model, calibration, **LOOSE, max_iterations=1, workers=2)
     assert pickle.loads(pickle.dumps(caught.value)).result.iterations == 1
     with pytest.raises(ValueError, match="workers is 0"):
-        ddlr.compress(model, calibration, **LOOSE, workers=0)
+        doors.compress(model, calibration, **LOOSE, workers=0)
 
 
 # Around a sweep

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from doors import activation_svd, activation_svd_selected, magnitude, magnitude_global, svd
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -22,21 +23,14 @@ from ddlr import (
     fewest_weights,
 )
 from ddlr import compress as compress_network
+from ddlr.captured import CapturedLayer
 from ddlr.constraints import OutputSet
 from ddlr.input_selection import select_inputs
 from ddlr.layers import fewest_stored
-from ddlr.layerwise import CapturedLayer
+from ddlr.reduced_rank import lowest_truncation
 from experiments import cache, compress
 from experiments.collect import merge
 from experiments.configuration import CONFIG_PATH, REPOSITORY
-from experiments.methods.baselines import (
-    activation_svd,
-    activation_svd_selected,
-    lowest_truncation,
-    magnitude,
-    magnitude_global,
-    svd,
-)
 from experiments.networks import mlp_digits
 from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
 from experiments.runs.units import read_record, record_path, run_key

@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+import ddlr
 from ddlr import ConvergenceError, SolverStatus, solve_low_rank
 from experiments.methods import reference
-from experiments.methods.reference import choose_solver, compress_reference, solve_reference
+from experiments.methods.cone_solvers import (
+    L1_BY_CONE,
+    NUCLEAR_BY_CONE,
+    choose_solver,
+    solve_reference,
+)
 from made_up import made_up_layer
 from nettrim import solve_sparse
 
@@ -91,17 +97,9 @@ def test_a_coarse_answer_is_an_error_that_carries_the_result():
 def test_a_network_is_compressed_by_a_cone_solver(norm):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    result = compress_reference(
-        network,
-        torch.randn(40, 6),
-        norm=norm,
-        relative_tolerance=0.3,
-        constraint="nettrim",
-        solver="CLARABEL",
-        accuracy=1e-7,
-        tolerance=1e-3,
-        raise_on_failure=True,
-    )
+    method = {"nuclear": NUCLEAR_BY_CONE, "l1": L1_BY_CONE}[norm]
+    method = method.with_options(solver="CLARABEL", accuracy=1e-7, tolerance=1e-3)
+    result = ddlr.compress_network(network, torch.randn(40, 6), method, relative_tolerance=0.3)
     assert [layer.status for layer in result.layers] == [SolverStatus.CONVERGED] * 2
     assert all(layer.violation <= 1e-3 for layer in result.layers)
     if norm == "l1":

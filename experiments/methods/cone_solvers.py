@@ -3,21 +3,22 @@
 Only for small layers: the nuclear norm makes a semidefinite program of size in + out features.
 """
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
 
 import cvxpy as cp
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ddlr.admm import CentredInputs, WarmStart
 from ddlr.certificate import certify
-from ddlr.compress import store_low_rank
+from ddlr.compression import store_low_rank
 from ddlr.layers import store_linear
-from ddlr.layerwise import CapturedLayers, LayerProblem, compress_layers
+from ddlr.method import Method
 from ddlr.proximal import L1, NUCLEAR
-from ddlr.result import CompressionResult, ConvergenceError, LayerReport, SolverResult, SolverStatus
+from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 
 log = logging.getLogger(__name__)
 
@@ -153,51 +154,24 @@ def solve_reference(
     return result
 
 
-def compress_reference(
-    model: nn.Module,
-    calibration: Tensor | Iterable[Tensor] | CapturedLayers,
+def solve_layer(
+    inputs: CentredInputs,
+    targets: Tensor,
+    radius: float,
     *,
+    warm_start: WarmStart,
     norm: str,
-    relative_tolerance: float,
-    constraint: str,
     solver: str,
-    accuracy: float,
-    tolerance: float,
-    raise_on_failure: bool,
-    workers: int = 1,
-    on_layer: Callable[[LayerReport], None] | None = None,
-) -> CompressionResult:
-    """`ddlr.compress` (norm "nuclear") or `nettrim.prune` ("l1") with a cone solver's solves.
+    **options,
+) -> SolverResult:
+    """`solve_reference` as a solver of `ddlr.method.Method`; it does not begin anywhere."""
+    log.info("%s: %d x %d weights", solver, *warm_start.weight.shape)
+    return solve_reference(inputs.inputs, targets, radius, norm=norm, solver=solver, **options)
 
-    Parameters, return value and errors are those of `ddlr.compress` and `solve_reference`; solver
-    may be "auto", see `choose_solver`.
-    """
-    named = choose_solver(solver)
 
-    def solve(problem: LayerProblem) -> SolverResult:
-        log.info("%s: %d x %d weights", named, *problem.weight.shape)
-        return solve_reference(
-            problem.inputs.inputs,
-            problem.targets,
-            problem.radius,
-            norm=norm,
-            activation=problem.activation,
-            constraint=constraint,
-            solver=named,
-            accuracy=accuracy,
-            tolerance=tolerance,
-        )
-
-    return compress_layers(
-        model,
-        calibration,
-        relative_tolerance=relative_tolerance,
-        solve=solve,
-        store=store_low_rank if norm == "nuclear" else store_linear,
-        raise_on_failure=raise_on_failure,
-        workers=workers,
-        on_layer=on_layer,
-    )
+def _with_named_solver(method: Method, _layers, _tolerances) -> Method:
+    solver = choose_solver(method.options["solver"])
+    return dataclasses.replace(method, options={**method.options, "solver": solver})
 
 
 def _options(solver: str, accuracy: float) -> dict:
@@ -215,3 +189,23 @@ def _without_dust(weight: Tensor, norm: str) -> Tensor:
         return weight * (weight.abs() > _DUST * weight.abs().max())
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     return (left * (values * (values > _DUST * values.max()))) @ right
+
+
+# `ddlr.compress` and `nettrim.prune` with a cone solver's solves; solver may be "auto".
+_OPTIONS = {"constraint": "nettrim", "solver": "auto", "accuracy": 1e-6, "tolerance": 1e-2}
+NUCLEAR_BY_CONE = Method(
+    "ddlr_cvxpy",
+    solve_layer,
+    store_low_rank,
+    options={"norm": "nuclear", **_OPTIONS},
+    orders=("parallel",),
+    prepare=_with_named_solver,
+)
+L1_BY_CONE = Method(
+    "nettrim_cvxpy",
+    solve_layer,
+    store_linear,
+    options={"norm": "l1", **_OPTIONS},
+    orders=("parallel",),
+    prepare=_with_named_solver,
+)

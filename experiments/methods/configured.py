@@ -1,0 +1,75 @@
+"""What the node `method` of a config says: a method, its options, and how it goes over layers."""
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+import ddlr
+from ddlr import CompressionResult, Goal, Settings
+from ddlr.captured import CapturedLayers
+from ddlr.method import Method, SolveCache
+from ddlr.walk import WalkSettings
+
+# The other keys are options of the method itself.
+_OF_THE_WALK = ("relative_tolerance", "refit", "order", "cascade_bound", "raise_on_failure")
+
+
+def method_of(node: DictConfig) -> Method:
+    """The method, with its options."""
+    own = {key: value for key, value in node.items() if key not in ("name", *_OF_THE_WALK)}
+    return instantiate(own, _partial_=True)()  # called here: Hydra would wrap its errors
+
+
+def walk_of(node: DictConfig, *, workers: int = 1, solve_cache: SolveCache | None = None):
+    """How each layer is compressed by itself, for `ddlr.allocate.layer_options`."""
+    return WalkSettings(
+        refit_layers=node.get("refit", "none") != "none",
+        raise_on_failure=node.get("raise_on_failure", True),
+        workers=workers,
+        solve_cache=_cache_for(method_of(node), solve_cache),
+    )
+
+
+def layer_refit(node: DictConfig) -> str:
+    """The refit that moves no other layer: the method's own, also before that of the network."""
+    asked = node.get("refit", "none") != "none"
+    return "layer" if asked and method_of(node).refit is not None else "none"
+
+
+def compress_as_configured(
+    node: DictConfig,
+    model: nn.Module,
+    captured: CapturedLayers,
+    *,
+    goal: Goal | None = None,
+    workers: int = 1,
+    solve_cache: SolveCache | None = None,
+    on_layer=None,
+) -> CompressionResult:
+    """Compress a network of logits of classes as a config says, or to a goal.
+
+    Parameters and errors are those of `ddlr.compress_network`.
+    """
+    method = method_of(node)
+    return ddlr.compress_network(
+        model,
+        captured,
+        method,
+        relative_tolerance=node.relative_tolerance if goal is None else None,
+        goal=goal,
+        refit=node.get("refit", "none"),
+        order=node.get("order", "parallel"),
+        output="classes",
+        on_layer=on_layer,
+        settings=Settings(
+            cascade_bound=node.get("cascade_bound", "tolerance"),
+            raise_on_failure=node.get("raise_on_failure", True),
+            workers=workers,
+            solve_cache=_cache_for(method, solve_cache),
+        ),
+    )
+
+
+def _cache_for(method: Method, solve_cache: SolveCache | None) -> SolveCache | None:
+    """None for a method whose runs share no solves: it is computed faster than it is read."""
+    return solve_cache if len(method.orders) > 1 else None

@@ -1,0 +1,46 @@
+"""All methods as functions of a network, with goals and settings as plain keyword arguments."""
+
+from dataclasses import fields
+from functools import partial
+
+import ddlr
+import nettrim
+from ddlr import CompressionResult, Goal, Settings
+from experiments.methods.closed_forms import (
+    ACTIVATION_SVD,
+    ACTIVATION_SVD_SELECTED,
+    MAGNITUDE,
+    MAGNITUDE_GLOBAL,
+    SVD,
+)
+
+
+def _split(arguments: dict) -> dict:
+    """Arguments of a door, with those of a `Goal` and of `Settings` gathered in these."""
+    kinds = {"goal": Goal, "settings": Settings}
+    own = {
+        kind: {name: arguments.pop(name) for name in names if name in arguments}
+        for kind, names in {
+            kind: [each.name for each in fields(made)] for kind, made in kinds.items()
+        }.items()
+    }
+    return arguments | {kind: kinds[kind](**values) for kind, values in own.items() if values}
+
+
+def compress(model, calibration, **arguments) -> CompressionResult:
+    return ddlr.compress(model, calibration, **_split(arguments))
+
+
+def prune(model, calibration, **arguments) -> CompressionResult:
+    return nettrim.prune(model, calibration, **_split(arguments))
+
+
+def _by(method, model, calibration, **arguments) -> CompressionResult:
+    return ddlr.compress_network(model, calibration, method, **_split(arguments))
+
+
+svd = partial(_by, SVD)
+activation_svd = partial(_by, ACTIVATION_SVD)
+activation_svd_selected = partial(_by, ACTIVATION_SVD_SELECTED)
+magnitude = partial(_by, MAGNITUDE)
+magnitude_global = partial(_by, MAGNITUDE_GLOBAL)
