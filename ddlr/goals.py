@@ -110,11 +110,7 @@ class Goal:
         given = [name for name in GOALS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give one goal of {GOALS}; given are {tuple(given)}")
-        if self.name == "max_parameters":
-            as_whole_number(self.wanted, self.name)
-        else:
-            highest = 1 if self.name in ("kept_fraction", "min_agreement") else math.inf
-            as_number(self.wanted, self.name, highest=highest)
+        _ = self.wanted  # checks it
         if self.on_held_out and self.held_out is None:
             raise ValueError(f"{self.name} is measured on held-out samples; give them as held_out")
         if self.held_out is not None and not self.on_held_out:
@@ -128,9 +124,12 @@ class Goal:
 
     @property
     def wanted(self) -> float:
-        """The value of the goal."""
+        """The value of the goal, as Python has it."""
         value = getattr(self, self.name)
-        return as_whole_number(value, self.name) if self.name == "max_parameters" else value
+        if self.name == "max_parameters":
+            return as_whole_number(value, self.name)
+        highest = 1 if self.name in ("kept_fraction", "min_agreement") else math.inf
+        return as_number(value, self.name, highest=highest)
 
     @property
     def on_held_out(self) -> bool:

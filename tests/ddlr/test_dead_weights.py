@@ -10,7 +10,6 @@ from torch import nn
 import ddlr
 from ddlr import unread_outputs
 from ddlr.dead_weights import remove_dead_weights
-from experiments.methods import baselines
 
 METHODS = {
     "nuclear": lambda *given, **options: doors.compress(*given, **options),
@@ -21,10 +20,10 @@ METHODS = {
         *given, method="fewest_weights", **options
     ),
     "nettrim": doors.prune,
-    "magnitude": baselines.magnitude,
-    "magnitude_global": baselines.magnitude_global,
-    "svd": baselines.svd,
-    "activation_svd": baselines.activation_svd,
+    "magnitude": doors.magnitude,
+    "magnitude_global": doors.magnitude_global,
+    "svd": doors.svd,
+    "activation_svd": doors.activation_svd,
 }
 
 

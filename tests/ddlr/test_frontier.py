@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ddlr.allocate import Option, frontier
+from ddlr.allocate import frontier
+from ddlr.goals import Option
 
 
 def random_options(seed: int, layers: int = 4, choices: int = 4) -> dict[str, list[Option]]:
@@ -20,9 +21,9 @@ def random_options(seed: int, layers: int = 4, choices: int = 4) -> dict[str, li
             Option(
                 tolerance=choice / 10,
                 parameters=whole(10, 18),
-                effect=whole(0, 8) / 8,  # some are equal, as are sizes
-                unread=whole(0, 4),
-                an_output=whole(1, 3),
+                divergence=whole(0, 8) / 8,  # some are equal, as are sizes
+                inputs_dropped=whole(0, 4),
+                parameters_per_output=whole(1, 3),
             )
             for choice in range(choices)
         ]
@@ -32,8 +33,11 @@ def random_options(seed: int, layers: int = 4, choices: int = 4) -> dict[str, li
 
 def size_and_effect(choice: tuple[Option, ...]) -> tuple[int, float]:
     """Of one option a layer; inputs left unread take their outputs off the layer before."""
-    saved = sum(before.an_output * after.unread for before, after in itertools.pairwise(choice))
-    return sum(each.parameters for each in choice) - saved, sum(each.effect for each in choice)
+    saved = sum(
+        before.parameters_per_output * after.inputs_dropped
+        for before, after in itertools.pairwise(choice)
+    )
+    return sum(each.parameters for each in choice) - saved, sum(each.divergence for each in choice)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -46,10 +50,10 @@ def test_the_frontier_counts_outputs_that_the_next_layer_does_not_read(seed):
         if not any(other[0] <= mine[0] and other[1] <= mine[1] and other != mine for other in every)
     )
     found = frontier(options)
-    assert [(each.parameters, each.effect) for each in found] == unbeaten
+    assert [(each.parameters, each.divergence) for each in found] == unbeaten
     for each in found:  # and its tolerances are those that give it
         choice = tuple(options[name][round(10 * t)] for name, t in each.tolerances.items())
-        assert size_and_effect(choice) == (each.parameters, each.effect)
+        assert size_and_effect(choice) == (each.parameters, each.divergence)
 
 
 def two_layers_of(choices: int) -> dict[str, list[Option]]:

@@ -306,7 +306,9 @@ def test_it_is_the_fewest_weights_without_the_search_and_smaller_than_on_all_inp
 
 def test_the_network_refit_leaves_sizes_and_dropped_outputs_as_they_are(network, captured):
     alone, together = (
-        activation_svd_selected(network, captured, relative_tolerance=0.3, refit=refit)
+        activation_svd_selected(
+            network, captured, relative_tolerance=0.3, refit=refit, output="classes"
+        )
         for refit in ("none", "network")
     )
     for before, after in zip(alone.layers, together.layers, strict=True):
@@ -333,7 +335,7 @@ def test_more_ridge_holds_weights_more_and_keeps_more_of_them(network, captured)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"refit": "layer"}, "refit is 'layer'; a method in closed form has"),
+        ({"refit": "layer"}, "refit is 'layer'; method 'activation_svd_selected' has"),
         ({"ridge": 0.0}, "ridge is 0.0; it must be a positive number"),
         ({"ridge": -1}, "ridge is -1"),
         ({"workers": 2}, "workers is 2, but here a layer waits for the next"),

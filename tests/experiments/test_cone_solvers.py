@@ -9,7 +9,7 @@ from torch import nn
 
 import ddlr
 from ddlr import ConvergenceError, SolverStatus, solve_low_rank
-from experiments.methods import reference
+from experiments.methods import cone_solvers
 from experiments.methods.cone_solvers import (
     L1_BY_CONE,
     NUCLEAR_BY_CONE,
@@ -49,7 +49,7 @@ def test_mosek_is_chosen_where_it_is_licensed(monkeypatch):
 
 def test_mosek_without_a_licence_is_skipped_with_one_line(monkeypatch, caplog):
     monkeypatch.setattr(mosek, "Env", _Licence(found=False))
-    with caplog.at_level(logging.INFO, logger=reference.__name__):
+    with caplog.at_level(logging.INFO, logger=cone_solvers.__name__):
         assert choose_solver("auto") == "SCS"
     assert [record.message for record in caplog.records] == [
         "MOSEK has no licence (err_missing_license_file); SCS is used instead"

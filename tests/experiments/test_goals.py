@@ -110,11 +110,13 @@ def test_two_goals_at_once_are_refused(tmp_path):
 
 
 def test_one_threshold_for_all_layers_has_no_goal(tmp_path):
-    with pytest.raises(ValueError, match="magnitude_global has one threshold for all layers"):
+    with pytest.raises(
+        ValueError, match="method .magnitude_global. has one relative_tolerance for all layers"
+    ):
         run(tmp_path, "method=magnitude_global", "goal.kept_fraction=0.5")
     (record,) = read_records(tmp_path / "results/records")
     assert record["state"] == "failed"
-    assert "for goals take magnitude" in record["error"]
+    assert "take another method for goals" in record["error"]
 
 
 @pytest.fixture
