@@ -5,12 +5,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ddlr.admm import CentredInputs
 from ddlr.allocate import compress_to_goal, remember_layers
 from ddlr.arguments import as_number, as_whole_number
 from ddlr.held_out import HeldOut
 from ddlr.input_selection import fewest_weights
-from ddlr.layers import LowRankLinear, numerical_rank, saves_weights, store_linear
+from ddlr.inputs import CentredInputs
+from ddlr.layers import LowRankLinear, numerical_rank, store_linear
 from ddlr.layerwise import (
     REFITS,
     CapturedLayers,
@@ -22,8 +22,10 @@ from ddlr.layerwise import (
 from ddlr.low_rank import solve_low_rank
 from ddlr.network_refit import refit_result
 from ddlr.outputs import Output, check_output, check_trainable
-from ddlr.reduced_rank import RIDGE, check_ridge, lowest_rank, refit_low_rank
+from ddlr.rank_search import lowest_rank
+from ddlr.reduced_rank import RIDGE, check_ridge, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
+from ddlr.sizes import saves_weights
 
 
 def compress(

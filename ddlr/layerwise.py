@@ -13,15 +13,16 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ddlr.admm import CentredInputs, WarmStart, check_problem
 from ddlr.arguments import as_number, as_whole_number
 from ddlr.capture import LayerRecord, capture, checked, feeds_only, given_to, reaches, try_relu
 from ddlr.constraints import ACTIVATIONS, OutputSet
 from ddlr.dead_weights import has_dead_weights, remove_dead_weights
 from ddlr.identity import StandIn, check_model, copied, is_linear_map, is_plain, shares_with
-from ddlr.input_selection import regress_onto
+from ddlr.input_selection import regress_outputs as regress_onto
+from ddlr.inputs import CentredInputs
 from ddlr.layers import LowRankLinear, replace_layer, store_linear
 from ddlr.measure import MeasuredLayer, layer_errors
+from ddlr.problem import WarmStart, check_problem
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import (
     CompressionResult,

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Measurement, Timer
 
 from ddlr import CompressionResult, LowRankLinear
-from ddlr.layers import BYTES_A_VALUE, csr_bytes, layer_size, store_linear
+from ddlr.layers import store_linear
+from ddlr.sizes import BYTES_PER_VALUE as BYTES_A_VALUE
+from ddlr.sizes import csr_bytes, layer_size
 from experiments.cache import Prepared, SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH, build
 from experiments.metrics import size_measures

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ddlr import CapturedLayers, CompressionResult, capture
 from ddlr.capture import evaluating, run_batches
-from ddlr.layers import BYTES_A_VALUE, layer_size
+from ddlr.sizes import BYTES_PER_VALUE as BYTES_A_VALUE
+from ddlr.sizes import layer_size
 from experiments.data import Split
 
 _EVALUATION_BATCH = 1000

@@ -36,7 +36,8 @@ from ddlr.layerwise import (
     compress_layers,
 )
 from ddlr.network_refit import refit_result
-from ddlr.reduced_rank import RIDGE, check_ridge, lowest_truncation
+from ddlr.rank_search import lowest_truncation
+from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import CompressionResult, LayerReport, SolverResult, SolverStatus
 
 REFITS = ("none", "network")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ddlr.admm import CentredInputs
 from ddlr.constraints import OutputSet
+from ddlr.inputs import CentredInputs
 from ddlr.proximal import Norm
 
 

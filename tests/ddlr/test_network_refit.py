@@ -12,8 +12,9 @@ import ddlr
 import nettrim
 from ddlr import CapturedLayers, SolverStatus, refit_network
 from ddlr.capture import outputs_of
-from ddlr.layers import layer_size, numerical_rank
+from ddlr.layers import numerical_rank
 from ddlr.outputs import divergence
+from ddlr.sizes import layer_size
 from experiments.methods.baselines import activation_svd, magnitude, magnitude_global, svd
 from experiments.networks import mlp_digits
 from experiments.training import train

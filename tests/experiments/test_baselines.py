@@ -24,8 +24,8 @@ from ddlr import (
 from ddlr import compress as compress_network
 from ddlr.constraints import OutputSet
 from ddlr.input_selection import select_inputs
-from ddlr.layers import fewest_stored
 from ddlr.layerwise import CapturedLayer
+from ddlr.sizes import fewest_stored
 from experiments import cache, compress
 from experiments.collect import merge
 from experiments.configuration import CONFIG_PATH, REPOSITORY
