@@ -116,7 +116,7 @@ def test_what_is_counted_is_what_the_outputs_need_and_these_stay(method, monkeyp
     assert not first[~(second != 0).any(dim=0)].any()
     assert not second[~(third != 0).any(dim=0)].any()
     kept = [report.parameters_kept for report in result.layers]
-    assert kept == [ddlr.layers.layer_size(result.model[place]).parameters for place in (0, 2, 4)]
+    assert kept == [ddlr.sizes.layer_size(result.model[place]).parameters for place in (0, 2, 4)]
 
     monkeypatch.setattr(layerwise, "remove_dead_weights", lambda model, pairs, batches: {})
     whole = METHODS[method](model, inputs, relative_tolerance=0.2)
