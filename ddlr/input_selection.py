@@ -283,7 +283,7 @@ def _eliminate_inputs(weight: Tensor, inverse: Tensor) -> Tensor:
     ----------
     weight : Tensor, shape (out_features, in_features)
     inverse : Tensor, shape (in_features, in_features)
-        Of the inputs' Gram matrix.
+        The inverse of the inputs' Gram matrix.
     """
     importance = weight.square().sum(dim=0) / inverse.diagonal()
     leaving = len(importance) - int(_KEPT_PER_STAGE * len(importance))
@@ -306,7 +306,7 @@ def regress_outputs(
 ) -> WarmStart:
     """Regress the outputs of a start on some of the inputs.
 
-        minimise ||Xc (W - W0)t||_F^2 + ridge * ||W - W0||_F^2   over W = 0 but on `kept`
+        minimise ||Xc (W - W0)t||_F^2 + ridge * ||W - W0||_F^2   over W that is 0 off `kept`
 
     with Xc the centred inputs; the mean of the outputs stays that of the start.
 

@@ -123,7 +123,7 @@ def compact(model: nn.Module) -> nn.Module:
             continue  # a factor, which goes with its layer
         if isinstance(layer, nn.Linear) and not _owns_weight(model, layer):
             continue
-        inputs, outputs = (layer.weight != 0).any(dim=0), gives_outputs(layer)
+        inputs, outputs = (layer.weight != 0).any(dim=0), _gives_outputs(layer)
         if not (inputs.all() and outputs.all()):
             model = replace_layer(model, name, _selected(layer, inputs, outputs))
     return model
@@ -236,10 +236,10 @@ def store_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def gives_outputs(layer: nn.Module) -> Tensor:
+def _gives_outputs(layer: nn.Module) -> Tensor:
     """The mask of the outputs of a layer that have weights or a bias, shape (out_features,)."""
-    given = (layer.weight != 0).any(dim=1)
-    return given if layer.bias is None else given | (layer.bias != 0)
+    weighted = (layer.weight != 0).any(dim=1)
+    return weighted if layer.bias is None else weighted | (layer.bias != 0)
 
 
 def _index_dtype(largest: int) -> torch.dtype:

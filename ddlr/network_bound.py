@@ -45,7 +45,7 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
     result : CompressionResult
         With a report of every captured layer, in their order.
     captured : CapturedLayers
-        Of the original network.
+        The captured layers of the original network.
 
     Returns
     -------
@@ -125,8 +125,8 @@ def _chain(network: nn.Module, captured: CapturedLayers) -> list[tuple[Tensor, T
     last = passed[-1][1]
     if any(each.shape[-1:] != last.shape[-1:] for each in outputs):
         return None
-    given = torch.cat([each.flatten(0, -2) for each in outputs])
-    return passed if given.shape == last.shape and torch.equal(given, last) else None
+    final = torch.cat([each.flatten(0, -2) for each in outputs])
+    return passed if final.shape == last.shape and torch.equal(final, last) else None
 
 
 def _activated(outputs: Tensor, layer: CapturedLayer) -> Tensor:

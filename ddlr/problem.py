@@ -167,6 +167,8 @@ class _Program:
 
 @dataclass(frozen=True)
 class _Answer:
+    """A weight and bias with their certificate in float64, and the iterations that led to them."""
+
     weight: Tensor
     bias: Tensor
     certificate: Certificate

@@ -95,12 +95,16 @@ def test_best_constant_output_is_the_best_of_those_allowed(constraint, activatio
         targets[:, 3] = 0
     best = OutputSet(targets, 99.0, activation, constraint).best_constant_output()
     for column, value in enumerate(best):
-        own = OutputSet(targets[:, [column]], 99.0, activation, constraint)
+        column_set = OutputSet(targets[:, [column]], 99.0, activation, constraint)
         constants = torch.linspace(-2, 3, 1001, dtype=torch.float64)
-        allowed = [each for each in constants if in_set(own, each.expand_as(own.targets))]
-        least = min(own.deviation(each.expand_as(own.targets)).norm() for each in allowed)
-        assert in_set(own, value.expand_as(own.targets))
-        assert own.deviation(value.expand_as(own.targets)).norm() <= least + 1e-12
+        allowed = [
+            each for each in constants if in_set(column_set, each.expand_as(column_set.targets))
+        ]
+        least = min(
+            column_set.deviation(each.expand_as(column_set.targets)).norm() for each in allowed
+        )
+        assert in_set(column_set, value.expand_as(column_set.targets))
+        assert column_set.deviation(value.expand_as(column_set.targets)).norm() <= least + 1e-12
 
 
 @given(cases, st.integers(1, 8))

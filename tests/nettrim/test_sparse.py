@@ -40,8 +40,8 @@ def test_the_line_search_finds_the_minimum_for_each_output(activation, seed):
     # Down the gradient, more or less, as directions of the refit are.
     change = -outputs.deviation(outcome) + 0.3 * normal(50, 8, seed=seed + 20)
     line = outcome, change, 2 * normal(8, seed=seed + 30), 10 * normal(8, seed=seed + 40).abs()
-    found = _line_search(outputs, *line)
-    least = along(outputs, *line, found) - 1e-3 * along(outputs, *line, torch.zeros_like(found))
+    best = _line_search(outputs, *line)
+    least = along(outputs, *line, best) - 1e-3 * along(outputs, *line, torch.zeros_like(best))
     for length in torch.linspace(-3, 3, 601, dtype=torch.float64):
         assert (least <= along(outputs, *line, length.expand(8))).all()
 
@@ -55,8 +55,8 @@ def test_a_line_search_never_goes_up(activation):
         outputs = OutputSet(targets, 0.0, activation, "hinge")
         line = normal(6, 40, seed=seed + 100), 3 * normal(6, 40, seed=seed + 200)
         line = *line, normal(40, seed=seed + 300), torch.zeros(40, dtype=torch.float64)
-        found = along(outputs, *line, _line_search(outputs, *line))
-        assert (found <= along(outputs, *line, torch.zeros(40, dtype=torch.float64))).all()
+        reached = along(outputs, *line, _line_search(outputs, *line))
+        assert (reached <= along(outputs, *line, torch.zeros(40, dtype=torch.float64))).all()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
