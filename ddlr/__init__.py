@@ -1,6 +1,5 @@
 """Data-driven low-rank compression of fully connected layers, with certified solves."""
 
-from ddlr.admm import CentredInputs, WarmStart
 from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
@@ -8,13 +7,16 @@ from ddlr.compression import compress
 from ddlr.goals import Goal
 from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
+from ddlr.inputs import CentredInputs
 from ddlr.layers import LowRankLinear, SelectedLinear, compact
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import Method
 from ddlr.network import Settings, compress_network
 from ddlr.network_bound import output_bound
 from ddlr.network_refit import refit_network
-from ddlr.reduced_rank import lowest_rank, refit_low_rank
+from ddlr.problem import WarmStart
+from ddlr.rank_search import lowest_rank
+from ddlr.reduced_rank import refit_low_rank
 from ddlr.result import (
     CompressionResult,
     ConvergenceError,

@@ -8,23 +8,23 @@ from numbers import Integral, Real
 def as_number(
     value: object, name: str, *, highest: float = math.inf, positive: bool = False
 ) -> float:
-    """A finite number from 0 upwards, as Python has it; what is an int or a float stays as it is.
+    """A finite number from 0 upwards as an int or a float of Python; these stay as they are.
 
     Parameters
     ----------
     value : object
         A number of Python or numpy, or a tensor or an array without dimensions.
     name : str
-        Of the argument, for the error.
+        Name of the argument, for the error.
     highest : float
-        It may be.
+        The largest value that is allowed.
     positive : bool
         Whether 0 is refused.
 
     Raises
     ------
     ValueError
-        If it is none, or out of range; a bool, nan and infinity are no numbers here.
+        If the value is no number or out of range; bool, nan and infinity are no numbers here.
     """
     number = _plain(value)
     if (
@@ -33,14 +33,14 @@ def as_number(
         or not math.isfinite(number)
         or (positive and number == 0)
     ):
-        wanted = "from 0 upwards" if highest == math.inf else f"between 0 and {highest}"
-        wanted = "a positive number" if positive else f"a number {wanted}"
-        raise ValueError(f"{name} is {value!r}; it must be {wanted}")
+        allowed = "from 0 upwards" if highest == math.inf else f"between 0 and {highest}"
+        allowed = "a positive number" if positive else f"a number {allowed}"
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
     return number
 
 
 def as_whole_number(value: object, name: str, *, lowest: int = 0) -> int:
-    """A whole number from `lowest` upwards, as `as_number`; 1e4 is one."""
+    """A whole number from `lowest` upwards as an int; 1e4 is one. Raises as `as_number` does."""
     number = _plain(value)
     if number is None or not math.isfinite(number) or number != int(number) or number < lowest:
         raise ValueError(f"{name} is {value!r}; it must be a whole number from {lowest} upwards")

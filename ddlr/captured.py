@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ddlr.admm import CentredInputs
 from ddlr.constraints import OutputSet
 from ddlr.hooks import feeds_only
+from ddlr.inputs import CentredInputs
 from ddlr.method import LayerProblem
 from ddlr.routes import Route
 from ddlr.trials import Trace

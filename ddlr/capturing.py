@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddlr.admm import check_problem
 from ddlr.arguments import one_of
 from ddlr.captured import CapturedLayer, CapturedLayers, distinct_names
 from ddlr.constraints import ACTIVATIONS
 from ddlr.hooks import LayerRecord, capture, checked, given_to, try_relu
 from ddlr.identity import StandIn, check_model, copied, is_linear_map, shares_with
 from ddlr.layers import replace_layer
+from ddlr.problem import check_problem
 from ddlr.routes import Route, noting_routes
 from ddlr.trials import Trace, hooked, trace, traced_modules
 from ddlr.untouched import random_state_kept, untouched

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ddlr.admm import WarmStart
 from ddlr.captured import CapturedLayer, CapturedLayers
 from ddlr.hooks import capture, checked, reaches
-from ddlr.input_selection import regress_onto
+from ddlr.input_selection import regress_outputs
+from ddlr.problem import WarmStart
 from ddlr.result import SolverResult
 from ddlr.routes import called_several_times, noting_routes
 from ddlr.untouched import untouched
@@ -104,7 +104,7 @@ def on_used_inputs(layer: CapturedLayer, result: SolverResult, ridge: float) -> 
     """The layer with the weight of its live outputs regressed on the inputs that a solve uses."""
     used = (result.weight != 0).any(dim=0).nonzero()[:, 0]
     start = WarmStart(layer.weight[:, layer.live_in], layer.bias)
-    regressed = regress_onto(layer.live_inputs, used, start, ridge)
+    regressed = regress_outputs(layer.live_inputs, used, start, ridge)
     weight = layer.weight.new_zeros(layer.weight.shape)
     weight[:, layer.live_in.nonzero()[:, 0][used]] = regressed.weight
     weight *= layer.live_out[:, None]

@@ -1,15 +1,16 @@
 """The proof that comes with a solve: how infeasible a weight is, and how far from optimal.
 
-Computed from the returned weight, bias and dual variable alone, by code that shares nothing with
-the solver's loop. The optimum is bounded from both sides:
+It is computed from the returned weight, bias and dual variable alone, by code that shares nothing
+with the solver's loop. The optimum is bounded from both sides:
 
-- from below by the dual objective. This is a proof, whatever the dual variable.
-- from above by the objective itself where the weight is feasible. So it is for the set `hinge` and
-  for layers without an activation: there both bounds are proofs.
-- for `nettrim`, whose million sign constraints no iterate meets to the last bit, by the objective
-  plus the `shortfall`: the price of the violations at the multipliers. With an optimal dual
-  variable this is a proof (the optimum is convex in the right sides of its constraints); with one
-  that is within a gap of optimal it is an estimate. So it may take up half a tolerance at most.
+- From below by the dual objective. This is a proof, whatever the dual variable.
+- From above by the objective itself, where the weight is feasible. With the set `hinge`, and for
+  layers without an activation, the returned weight is feasible, so both bounds are proofs.
+- From above by the objective plus the `shortfall`, for `nettrim`, whose million sign constraints no
+  iterate meets to the last bit. The shortfall is the price of the violations at the multipliers.
+  With an optimal dual variable this is a proof (the optimum is convex in the right sides of its
+  constraints). With one within a gap of optimal it is an estimate, so it may take up at most half
+  of the tolerance.
 """
 
 import math
@@ -18,25 +19,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddlr.constraints import row_blocks
+from ddlr.inputs import row_blocks
 from ddlr.proximal import Norm
 
-# So that no copy in another precision is held as a whole.
-_ROWS_AT_ONCE = 2048
-
-
-# Of the tolerance, for the price of sign violations: it is known to first order only.
+# The share of the tolerance that the price of sign violations may take: it is known to first order
+# only.
 SHORTFALL_SHARE = 0.5
+# So that no copy in another precision is held as a whole.
+_BLOCK_ROWS = 2048
 
 
 def violation_limit(tolerance: float) -> float:
-    """The violation that a tolerance on the gap goes with."""
+    """The largest violation that is accepted with a tolerance on the gap."""
     return min(1e-3, tolerance)
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Numbers that prove how good a weight is.
+    """The numbers that prove how good a weight is.
 
     Attributes
     ----------
@@ -45,8 +45,8 @@ class Certificate:
     sign_violation : float
         ||max(A, 0) off Omega||_F / radius for `nettrim`, where it should be 0; 0 for `hinge`.
     sensitivity : float
-        By what share of itself the optimum falls for each share by which the radius grows, at the
-        multipliers: radius * ||V||_F / objective.
+        The relative fall of the optimum per relative growth of the radius, at the multipliers:
+        radius * ||V||_F / objective.
     dual : Tensor, shape (samples, out_features)
         The repaired, feasible dual variable that proves `lower_bound`.
     """
@@ -70,7 +70,7 @@ class Certificate:
 
 
 def is_feasible(violation: float, sign_violation: float, tolerance: float) -> bool:
-    """Whether both violations are within what goes with a tolerance on the gap."""
+    """Whether both violations are accepted with a tolerance on the gap."""
     return violation <= violation_limit(tolerance) and sign_violation <= tolerance
 
 
@@ -106,6 +106,10 @@ def certify(
     inputs : Tensor, shape (samples, in_features)
     radius : float
         Frobenius bound on the output error, in units of `targets`.
+    norm : Norm
+        `NUCLEAR` or `L1` of `ddlr.proximal`.
+    activation : {"relu", "none"}
+    constraint : {"nettrim", "hinge"}
     free_bias : bool
         False for the program without a bias (or with the bias as a column of the weight, against an
         input of ones). Then the columns of V need not sum to zero, and `bias` must be 0.
@@ -119,6 +123,11 @@ def certify(
         `violation` and `sign_violation` are 0; else at most ``(1 + shortfall) * objective`` to
         first order, see the head of this module.
 
+    Raises
+    ------
+    ValueError
+        If `bias` is not 0 where `free_bias` is False.
+
     References
     ----------
     Lagrangian duality for the program of Aghasi et al. (2020), arXiv 1806.06457, with the bias
@@ -130,8 +139,8 @@ def certify(
         dual, inputs, targets, radius, norm, activation, constraint, free_bias, dtype
     )
     objective = norm.value(weight)
-    found = _measure(weight, bias, inputs, targets, activation, dtype, dual)
-    violation, sign_violation = found.violations(targets, radius, constraint)
+    deviation = _measure(weight, bias, inputs, targets, activation, dtype, dual)
+    violation, sign_violation = deviation.violations(targets, radius, constraint)
     size = objective or math.inf
     return Certificate(
         objective=objective,
@@ -139,8 +148,8 @@ def certify(
         relative_gap=(objective - lower_bound) / objective if objective > 0 else 0.0,
         violation=violation,
         sign_violation=sign_violation,
-        shortfall=found.price(radius, constraint) / size,
-        sensitivity=radius * found.multiplier(constraint) / size,
+        shortfall=deviation.price(radius, constraint) / size,
+        sensitivity=radius * deviation.multiplier(constraint) / size,
         dual=dual,
     )
 
@@ -155,14 +164,14 @@ def measure_violations(
     constraint: str,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[float, float]:
-    """`violation` and `sign_violation` of `Certificate`, from the weight and bias alone."""
-    found = _measure(weight, bias, inputs, targets, activation, dtype)
-    return found.violations(targets, radius, constraint)
+    """The `violation` and `sign_violation` of `Certificate`, from the weight and bias alone."""
+    deviation = _measure(weight, bias, inputs, targets, activation, dtype)
+    return deviation.violations(targets, radius, constraint)
 
 
 @dataclass(frozen=True)
 class _Deviation:
-    """Norms of the deviation D on Omega and off it, and what they pair with in the dual variable.
+    """The norms of the deviation D on Omega and off it, and of the dual variable beside them.
 
     Attributes
     ----------
@@ -186,13 +195,13 @@ class _Deviation:
         return violation, self.off / scale if constraint == "nettrim" else 0.0
 
     def price(self, radius: float, constraint: str) -> float:
-        """What the violations may lower the objective by, at the multipliers: to first order."""
+        """The most by which violations lower the objective, at the multipliers, to first order."""
         if constraint == "hinge":
             return self.multiplier(constraint) * max(0.0, math.hypot(self.on, self.off) - radius)
         return self.multiplier(constraint) * max(0.0, self.on - radius) + self.paired
 
     def multiplier(self, constraint: str) -> float:
-        """Of the radius: the norm of the dual variable where the radius bounds the deviation."""
+        """The radius's multiplier: the norm of the dual variable where the radius bounds D."""
         return math.hypot(self.dual_on, self.dual_off * (constraint == "hinge"))
 
 
@@ -207,10 +216,10 @@ def _measure(
 ) -> _Deviation:
     squares = torch.zeros(5, dtype=torch.float64, device=inputs.device)
     weight, bias = weight.to(dtype), bias.to(dtype)
-    for rows in row_blocks(len(inputs), _ROWS_AT_ONCE):
-        wanted = targets[rows].to(dtype)
-        miss = torch.addmm(bias, inputs[rows].to(dtype), weight.T).sub_(wanted)
-        active = wanted > 0 if activation == "relu" else torch.ones_like(wanted, dtype=torch.bool)
+    for rows in row_blocks(len(inputs), _BLOCK_ROWS):
+        target = targets[rows].to(dtype)
+        miss = torch.addmm(bias, inputs[rows].to(dtype), weight.T).sub_(target)
+        active = target > 0 if activation == "relu" else torch.ones_like(target, dtype=torch.bool)
         off = miss.masked_fill(active, 0).clamp_(min=0).double()
         squares[0] += miss.masked_fill_(~active, 0).double().square_().sum()
         squares[1] += off.square().sum()
@@ -241,7 +250,7 @@ def _bound(
     counts = (targets > 0).sum(dim=0) if relu else torch.full_like(targets[0], len(targets))
     sums = torch.zeros(features, dtype=torch.float64, device=dual.device)
     if free_bias:
-        for rows in row_blocks(len(dual), _ROWS_AT_ONCE):
+        for rows in row_blocks(len(dual), _BLOCK_ROWS):
             sums += _clamped(dual[rows], targets[rows], relu).sum(dim=0, dtype=torch.float64)
     # A column without any active entry sums to zero only if it is zero: it gets no scale below.
     shift = sums / counts.clamp(min=1)
@@ -252,7 +261,7 @@ def _bound(
     # The columns of the dual sum to zero, so that any constant may be taken from the inputs; the
     # mean keeps rounding in the sums from being multiplied by a large offset.
     mean = inputs.mean(dim=0).to(dtype) * free_bias
-    for rows in row_blocks(len(dual), _ROWS_AT_ONCE):
+    for rows in row_blocks(len(dual), _BLOCK_ROWS):
         block = _clamped(dual[rows].to(dtype), targets[rows], relu)
         if relu:
             active = targets[rows] > 0
@@ -266,7 +275,8 @@ def _bound(
             block.mul_(active)
         costs += block.double().square_().sum(dim=0)
 
-    limits = torch.nan_to_num(1 / norm.dual_sizes(adjoint).double(), posinf=0.0) * (counts > 0)
+    dual_norms = norm.dual_norm_by_row(adjoint).double()
+    limits = torch.nan_to_num(1 / dual_norms, posinf=0.0) * (counts > 0)
     # Column m may be scaled by at most limits[m]. Scaling all alike by s, and less only where the
     # limit asks for it, is tried for every s at which some column meets its limit.
     candidates = torch.minimum(limits.unique()[:, None], limits)
@@ -277,5 +287,5 @@ def _bound(
 
 
 def _clamped(dual: Tensor, targets: Tensor, relu: bool) -> Tensor:
-    """A copy of the dual variable with what is positive off Omega set to 0."""
+    """A copy of the dual variable with positive entries off Omega set to 0."""
     return torch.where(targets > 0, dual, dual.clamp(max=0)) if relu else dual.clone()

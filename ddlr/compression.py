@@ -4,17 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ddlr.admm import CentredInputs
 from ddlr.arguments import one_of
 from ddlr.goals import Goal
 from ddlr.input_selection import fewest_weights
-from ddlr.layers import LowRankLinear, numerical_rank, saves_weights, store_linear
+from ddlr.inputs import CentredInputs
+from ddlr.layers import LowRankLinear, numerical_rank, store_linear
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import LayerProblem, Method
 from ddlr.network import Calibration, Settings, compress_network
 from ddlr.outputs import Output
-from ddlr.reduced_rank import RIDGE, lowest_rank, refit_low_rank
+from ddlr.rank_search import lowest_rank
+from ddlr.reduced_rank import RIDGE, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
+from ddlr.sizes import saves_weights
 
 
 def compress(

@@ -1,9 +1,9 @@
-"""The two convex output sets: outputs from which a layer's target is reproduced within a radius.
+"""The two convex output sets: outputs from which a layer's targets are reproduced within a radius.
 
-With Omega = {Y > 0} for a layer followed by ReLU, and everything for one that is not, the
-deviation of an output A is D = A - Y on Omega and max(A, 0) off it. Then
+Omega is {Y > 0} for a layer followed by ReLU, and everything for one that is not. The deviation of
+outputs A from targets Y is D = A - Y on Omega and max(A, 0) off it. The sets are
 
-    hinge       ||D||_F <= radius
+    hinge      ||D||_F <= radius
     nettrim    ||D||_F <= radius and D = 0 off Omega
 
 Both imply ||relu(A) - Y||_F <= radius; `nettrim` is the smaller set (Aghasi et al. 2020, eq. 6).
@@ -23,7 +23,22 @@ ALL_ROWS = slice(None)
 
 @dataclass(frozen=True)
 class OutputSet:
-    """One of the two sets, for `targets` of shape (samples, out_features)."""
+    """One of the two convex sets of outputs from which a layer's targets are reproduced.
+
+    Attributes
+    ----------
+    targets : Tensor, shape (samples, out_features)
+        Output of the original layer, after its activation.
+    radius : float
+        Frobenius bound on the deviation, in units of `targets`.
+    activation : {"relu", "none"}
+    constraint : {"nettrim", "hinge"}
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown, the radius negative or not finite, or a target of ReLU negative.
+    """
 
     targets: Tensor
     radius: float
@@ -41,14 +56,14 @@ class OutputSet:
             raise ValueError("targets of a ReLU layer must not be negative")
 
     def deviation(self, outputs: Tensor) -> Tensor:
-        """D: what in `outputs` departs from the targets, shape (samples, out_features)."""
+        """The deviation D of `outputs` from the targets, shape (samples, out_features)."""
         on, off = self._split_deviation(outputs, ALL_ROWS)
         return on if off is None else on.add_(off)
 
     def project(self, outputs: Tensor) -> Tensor:
-        """Euclidean projection on the set."""
-        keep = self.kept_share(self.bounded_square(outputs))
-        return outputs - self.displacement(outputs, keep)
+        """The Euclidean projection of `outputs` on the set."""
+        shrink_factor = self.shrink_factor(self.bounded_square(outputs))
+        return outputs - self.displacement(outputs, shrink_factor)
 
     @cached_property
     def _floor(self) -> Tensor:
@@ -58,38 +73,44 @@ class OutputSet:
         return self.targets.masked_fill(self.targets == 0, -math.inf)
 
     def nearest(self, outputs: Tensor, rows: slice = ALL_ROWS, out: Tensor | None = None) -> Tensor:
-        """What is nearest to `outputs`, of the samples `rows`, and reproduces the targets.
+        """The outputs nearest to `outputs`, of the samples `rows`, that reproduce the targets.
 
-        These are the outputs less their deviation, in one pass.
+        These are the outputs minus their deviation, in one pass.
         """
         return torch.clamp(outputs, self._floor[rows], self.targets[rows], out=out)
 
     def bounded_square(self, outputs: Tensor, rows: slice = ALL_ROWS) -> Tensor:
-        """Squared norm of that part of the deviation which the radius bounds.
+        """The squared norm of that part of the deviation which the radius bounds.
 
-        `outputs` are those of the samples `rows`; the sum over all rows goes into `kept_share`.
+        `outputs` are those of the samples `rows`; `shrink_factor` takes the sum over all rows.
         """
         on, off = self._split_deviation(outputs, rows)
         if off is not None and self.constraint == "hinge":
             on.add_(off)
         return on.square_().sum()
 
-    def kept_share(self, square: Tensor) -> Tensor:
-        """What the projection leaves of the deviation that the radius bounds, between 0 and 1."""
+    def shrink_factor(self, square: Tensor) -> Tensor:
+        """The factor, from 0 to 1, by which projection shrinks the deviation that is bounded.
+
+        `square` is the `bounded_square` of all samples.
+        """
         # The minimum covers an output inside the ball, also one without any deviation (0 / 0).
         return torch.clamp(self.radius / square.sqrt(), max=1).nan_to_num_(nan=1.0)
 
-    def displacement(self, outputs: Tensor, keep: Tensor, rows: slice = ALL_ROWS) -> Tensor:
+    def displacement(
+        self, outputs: Tensor, shrink_factor: Tensor, rows: slice = ALL_ROWS
+    ) -> Tensor:
         """`outputs` minus their projection, for the samples `rows`.
 
-        The deviation is shrunk radially; for `nettrim`, cleared off Omega and shrunk on it.
+        The projection shrinks the deviation radially; for `nettrim` it clears it off Omega and
+        shrinks it on Omega.
         """
         on, off = self._split_deviation(outputs, rows)
         if off is None:
-            return on.mul_(1 - keep)
+            return on.mul_(1 - shrink_factor)
         if self.constraint == "hinge":
-            return on.add_(off).mul_(1 - keep)
-        return on.mul_(1 - keep).add_(off)
+            return on.add_(off).mul_(1 - shrink_factor)
+        return on.mul_(1 - shrink_factor).add_(off)
 
     def _split_deviation(self, outputs: Tensor, rows: slice) -> tuple[Tensor, Tensor | None]:
         """D on Omega, and D off it (None where Omega is everything)."""
@@ -102,7 +123,7 @@ class OutputSet:
         return on, difference.sub_(on).clamp_(min=0)
 
     def violation(self, outputs: Tensor) -> float:
-        """max(0, ||D||_F / radius - 1); for radius 0, ||D||_F relative to ||targets||_F."""
+        """The excess max(0, ||D||_F / radius - 1); for radius 0, ||D||_F / ||targets||_F."""
         return relative_violation(
             torch.linalg.vector_norm(self.deviation(outputs)).item(),
             self.radius,
@@ -121,11 +142,6 @@ class OutputSet:
 
 
 def relative_violation(deviation_norm: float, radius: float, targets_norm: float) -> float:
-    """How far a deviation exceeds the radius, relative to it (to the targets for radius 0)."""
+    """The excess of a deviation over the radius, relative to it (to the targets for radius 0)."""
     scale = radius or targets_norm or 1.0
     return max(0.0, (deviation_norm - radius) / scale)
-
-
-def row_blocks(samples: int, at_once: int) -> list[slice]:
-    """Slices of at most `at_once` samples that together cover all of them."""
-    return [slice(start, start + at_once) for start in range(0, samples, at_once)]

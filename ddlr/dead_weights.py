@@ -1,12 +1,12 @@
-"""Weights that no output of a network depends on: found and removed, whatever method left them.
+"""Removal of weights that no output of a network depends on, whatever method left them.
 
-A hidden unit is dead in two ways, and in both its weights go without a change to any output:
+A hidden unit is dead in two ways. In both its weights can go without a change to any output:
 
-- nothing reads it: the next layer has only zeros in its column. Its row and its bias go.
-- it is constant: its row has only zeros. What it gives is added to the next layer's bias, and the
-  next layer's column goes; its own bias stays.
+- It is unread: the next layer has only zeros in its column. Its row and its bias go.
+- It is constant: its row has only zeros. Its value is added to the next layer's bias, and the next
+  layer's column goes; its own bias stays.
 
-One removal can make another unit dead, so it goes on until none is left.
+One removal can make another unit dead, so removal goes on until no dead unit is left.
 """
 
 from collections.abc import Sequence
@@ -24,22 +24,23 @@ def remove_dead_weights(
 ) -> dict[str, Tensor]:
     """Set to zero, in place, the weights that no output depends on.
 
-    Outputs of the model do not change, but for rounding.
+    The outputs of the model stay the same up to rounding.
 
     Parameters
     ----------
     model : nn.Module
     pairs : sequence of (str, str)
-        Names of a layer and of the one layer that reads its outputs, which it has for its inputs,
-        after an activation perhaps. In the order of the network. Each is an `nn.Linear` or a
-        `LowRankLinear`.
+        Names of a layer and of the one layer that reads its outputs, in the order of the network.
+        The outputs are the reader's inputs, perhaps after an activation. Each layer is an
+        `nn.Linear` or a `LowRankLinear`.
     batches : sequence of Tensor
-        Network inputs; one of them shows what a constant unit gives after its activation.
+        Network inputs; one sample shows the value of a constant unit after its activation.
 
     Returns
     -------
     dict of str to Tensor
-        For the first layer of each pair which of its outputs had weights, and nobody to read them.
+        For the first layer of each pair, which of its outputs had weights but no reader, as a
+        mask of shape (out_features,).
     """
     unread = {
         name: torch.zeros(len(model.get_submodule(name).weight), dtype=torch.bool)
@@ -58,7 +59,7 @@ def remove_dead_weights(
 
 
 def has_dead_weights(layer: nn.Module, reader: nn.Module) -> bool:
-    """Whether units of a layer are constant, or not read by the one layer that could."""
+    """Whether a layer has units that are constant, or unread by the one layer that could."""
     return bool((_unread(layer, reader) | _constant(layer, reader)).any())
 
 
@@ -86,11 +87,11 @@ def _fold_constant(model: nn.Module, name: str, reader: str, batches: Sequence[T
         return False
     with capture(model, [reader]) as records:
         run_batches(model, [next(batch for batch in batches if len(batch))[:1]])
-    given = records[reader].inputs[0].to(following.weight)
+    value = records[reader].inputs[0].to(following.weight)
     if following.bias is None:  # nowhere to put anything but zeros
-        constant &= given == 0
+        constant &= value == 0
     else:
-        following.bias.add_(following.weight @ (given * constant))
+        following.bias.add_(following.weight @ (value * constant))
     columns = following[0] if isinstance(following, LowRankLinear) else following
     columns.weight[:, constant] = 0
     return bool(constant.any())

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddlr.admm import CentredInputs, WarmStart, check_problem, check_warm_start
 from ddlr.constraints import OutputSet
-from ddlr.layers import fewest_stored
-from ddlr.reduced_rank import RIDGE, WITHIN, check_ridge, lowest_rank, lowest_truncation
+from ddlr.inputs import CentredInputs
+from ddlr.problem import WarmStart, check_problem, check_warm_start
+from ddlr.rank_search import RADIUS_SLACK, lowest_rank, lowest_truncation
+from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
+from ddlr.sizes import fewest_stored
 
-_KEPT_A_STAGE = 0.85
+_KEPT_PER_STAGE = 0.85
 # Beyond this many times the fewest weights so far, a further stage does not come back below them.
-_HOPELESS = 1.3
+_HOPELESS_GROWTH = 1.3
 
 
 @torch.no_grad()
@@ -37,26 +39,27 @@ def fewest_weights(
 
     with weights(r, n) the smaller of r (n + out_features) and n * out_features, and D as in
     `ddlr.lowest_rank`. An input that is hardly needed beside the others, as a pixel beside its
-    neighbours, costs a weight in each term of the rank; without it the rank may be a little higher
-    and the layer smaller all the same.
+    neighbours, costs one weight per term of the rank; without it the layer may be smaller even at a
+    somewhat higher rank.
 
-    Inputs are left out in stages, see `select_inputs`. On those of the stage with the fewest
-    weights `ddlr.lowest_rank` then lowers the rank. Nothing proves that none are fewer, and in rare
-    cases the lowest rank on all inputs needs a few less. A stage costs a regression and about two
-    of the matrix products X Wt; the search for the lowest rank is made once.
+    Inputs are left out in stages, see `select_inputs`. `ddlr.lowest_rank` then lowers the rank on
+    the inputs of the stage with the fewest weights. Nothing proves that fewer weights would not do,
+    and in rare cases the lowest rank on all inputs needs a few less. A stage costs a regression and
+    about two of the matrix products X Wt; the search for the lowest rank is made once.
 
-    What the other inputs make up for is learnt from the samples. With few samples for each input
-    the error on further ones is well above the radius; more samples help, and cost no labels, and
-    so does more ridge, at the price of a larger layer.
+    What the other inputs make up for is learnt from the samples. With few samples per input the
+    error on other samples is well above the radius. More samples help, and cost no labels; so does
+    more ridge, at the price of a larger layer.
 
-    Parameters and errors are those of `ddlr.lowest_rank`. Without a `warm_start` the outputs to
-    begin with are the regression of the targets.
+    Parameters and errors are those of `ddlr.lowest_rank`. Without a `warm_start` the search begins
+    at the regression of the targets.
 
     Returns
     -------
     SolverResult
         `objective` is the number of weights; columns of `weight` are zero for inputs that are left
-        out. `lower_bound` and `relative_gap` are nan, the status is "fitted".
+        out. The `warm_start` itself where nothing smaller is within the radius. `lower_bound` and
+        `relative_gap` are nan, the status is "fitted".
 
     References
     ----------
@@ -64,30 +67,39 @@ def fewest_weights(
     """
     started = time.perf_counter()
     ridge = check_ridge(ridge)
-    geometry, outputs = _problem(
-        inputs, targets, radius, activation, ridge, warm_start, max_iterations
-    )
-    stages = [stage for stage, _ in _stages(geometry, outputs, warm_start, ridge)]
+    inputs = CentredInputs.of(inputs)
+    outputs = _checked(inputs, targets, radius, activation, warm_start, max_iterations)
+    stages = [stage for stage, _ in _stages(inputs, outputs, warm_start, ridge)]
     stages[0] = dataclasses.replace(stages[0], start=warm_start)  # as `ddlr.lowest_rank` begins
     # Within the radius in closed form, so the first will do; the others are for rounding.
     for stage in sorted(stages, key=lambda each: each.size):
         try:
-            solved, size = _solve_stage(
-                *(stage, geometry, targets, radius),
+            solved = lowest_rank(
+                inputs if stage is stages[0] else CentredInputs(inputs.inputs[:, stage.kept]),
+                targets,
+                radius,
                 activation=activation,
                 ridge=ridge,
                 max_iterations=max_iterations,
+                warm_start=stage.start,
             )
             break
         except ConvergenceError:
             if stage is stages[0]:  # on all inputs
                 raise
-    return _on_all_inputs(
-        *(geometry, outputs, warm_start, stage.kept, solved, size),
+    size = _stored(int(solved.objective), solved.weight)
+    layer = _on_all_inputs(inputs, outputs, warm_start, stage.kept, solved, size)
+    return SolverResult(
+        weight=layer.weight,
+        bias=layer.bias,
         status=SolverStatus.FITTED,
         iterations=solved.iterations,
+        objective=float(layer.size),
+        lower_bound=math.nan,
+        relative_gap=math.nan,
+        violation=layer.violation,
         dual=solved.dual,
-        started=started,
+        seconds=time.perf_counter() - started,
     )
 
 
@@ -105,12 +117,12 @@ def select_inputs(
 
         minimise  weights(rank(W), inputs used by W)   subject to ||D||_F <= radius
 
-    over the activation-aware singular value decompositions on some of the inputs, one for each
-    stage. Each stage keeps 85 % of the inputs of the one before it. The others go one by one: that
-    input first which matters least to the low-rank outputs once the inputs that are left have made
-    up for it, by ||W_j||^2 / ((X^T X)^-1)_jj for input j (as in the optimal brain surgeon). On the
-    inputs of a stage the original outputs are regressed, and truncated to the lowest rank within
-    the radius. The answer is the truncation of the stage with the fewest weights.
+    over the activation-aware singular value decompositions on some of the inputs, one per stage.
+    Each stage keeps 85 % of the inputs of the one before it. The others go one by one. The first to
+    go is the input that matters least to the low-rank outputs once the inputs that are left have
+    made up for it, by ||W_j||^2 / ((X^T X)^-1)_jj for input j (as in the optimal brain surgeon).
+    The original outputs are regressed on the inputs of a stage, and truncated to the lowest rank
+    within the radius. The answer is the truncation of the stage with the fewest weights.
 
     Parameters are those of `fewest_weights`.
 
@@ -133,20 +145,26 @@ def select_inputs(
     Hassibi and Stork (1993), optimal brain surgeon, for the order in which inputs go.
     """
     started = time.perf_counter()
-    geometry, outputs = _problem(inputs, targets, radius, activation, ridge, warm_start)
-    stage, truncated = min(
-        _stages(geometry, outputs, warm_start, ridge), key=lambda each: each[0].size
-    )
-    used = int((truncated.weight != 0).any(dim=0).sum())
-    size = fewest_stored(stage.rank, used, targets.shape[1])
-    result = _on_all_inputs(
-        *(geometry, outputs, warm_start, stage.kept, truncated, size),
+    ridge = check_ridge(ridge)
+    inputs = CentredInputs.of(inputs)
+    outputs = _checked(inputs, targets, radius, activation, warm_start)
+    stages = _stages(inputs, outputs, warm_start, ridge)
+    stage, truncated = min(stages, key=lambda each: each[0].size)
+    size = _stored(stage.rank, truncated.weight)
+    layer = _on_all_inputs(inputs, outputs, warm_start, stage.kept, truncated, size)
+    result = SolverResult(
+        weight=layer.weight,
+        bias=layer.bias,
         status=SolverStatus.CLOSED_FORM,
         iterations=0,
+        objective=float(layer.size),
+        lower_bound=math.nan,
+        relative_gap=math.nan,
+        violation=layer.violation,
         dual=targets.new_empty(0),
-        started=started,
+        seconds=time.perf_counter() - started,
     )
-    if result.violation > WITHIN:
+    if result.violation > RADIUS_SLACK:
         raise ConvergenceError(
             f"no truncation is within the radius of {radius:g}: on {len(stage.kept)} inputs the "
             f"error is {1 + result.violation:.4g} times that",
@@ -155,63 +173,67 @@ def select_inputs(
     return result
 
 
-def _problem(
-    inputs: Tensor | CentredInputs,
+def _checked(
+    inputs: CentredInputs,
     targets: Tensor,
     radius: float,
     activation: str,
-    ridge: float,
     warm_start: WarmStart | SolverResult | None,
     max_iterations: int = 1,
-) -> tuple[CentredInputs, OutputSet]:
-    """The inputs and the bound on the outputs, after a check of all that makes the problem."""
-    check_ridge(ridge)
-    geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
-    check_problem(geometry.inputs, targets, tolerance=1.0, max_iterations=max_iterations)
+) -> OutputSet:
+    """The bound on the outputs, after a check of all that makes the problem."""
+    check_problem(inputs.inputs, targets, tolerance=1.0, max_iterations=max_iterations)
     outputs = OutputSet(targets, radius, activation, "hinge")
     if warm_start is not None:
-        check_warm_start(warm_start, geometry.inputs, targets)
-    return geometry, outputs
+        check_warm_start(warm_start, inputs.inputs, targets)
+    return outputs
+
+
+def _stored(rank: int, weight: Tensor) -> int:
+    """The number of weights that a layer of a rank stores, on the inputs that have weights."""
+    used = int((weight != 0).any(dim=0).sum())
+    return fewest_stored(rank, used, len(weight))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A weight and bias for all inputs, with the violation and the number of weights stored."""
+
+    weight: Tensor
+    bias: Tensor
+    violation: float
+    size: int
 
 
 def _on_all_inputs(
-    geometry: CentredInputs,
+    inputs: CentredInputs,
     outputs: OutputSet,
     warm_start: WarmStart | SolverResult | None,
     kept: Tensor,
     solved: WarmStart | SolverResult,
     size: int,
-    *,
-    started: float,
-    **about,
-) -> SolverResult:
-    """The result for a weight on some inputs; that of the start where nothing smaller was found."""
-    plain = geometry.inputs
+) -> _Layer:
+    """A weight on some inputs as one for all; the start where that is within the radius instead.
+
+    The start takes its place if the weight is not smaller, or not within the radius.
+    """
+    plain = inputs.inputs
     weight, bias = plain.new_zeros(outputs.targets.shape[1], plain.shape[1]), solved.bias
     weight[:, kept] = solved.weight
     violation = outputs.violation(torch.addmm(bias, plain, weight.T))
-    if warm_start is not None and (size >= weight.numel() or violation > WITHIN):
+    if warm_start is not None and (size >= weight.numel() or violation > RADIUS_SLACK):
         unchanged = outputs.violation(torch.addmm(warm_start.bias, plain, warm_start.weight.T))
-        if unchanged <= WITHIN:
-            weight, bias, violation = warm_start.weight, warm_start.bias, unchanged
-            size = weight.numel()
-    return SolverResult(
-        weight=weight,
-        bias=bias,
-        violation=violation,
-        objective=float(size),
-        lower_bound=math.nan,
-        relative_gap=math.nan,
-        seconds=time.perf_counter() - started,
-        **about,
-    )
+        if unchanged <= RADIUS_SLACK:
+            return _Layer(warm_start.weight, warm_start.bias, unchanged, weight.numel())
+    return _Layer(weight, bias, violation, size)
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """Inputs that are left, the original outputs regressed on them, and the closed form's size.
+    """The inputs that are left, by index, the original outputs regressed on them, and their size.
 
-    That is infinite where no rank is within the radius.
+    `rank` is that of the closed form, and `size` its number of weights: infinite where no rank is
+    within the radius.
     """
 
     kept: Tensor
@@ -220,33 +242,18 @@ class _Stage:
     size: float
 
 
-def _solve_stage(
-    stage: _Stage,
-    geometry: CentredInputs,
-    targets: Tensor,
-    radius: float,
-    **options,
-) -> tuple[SolverResult, int]:
-    """The lowest rank on the inputs of a stage, and its weights."""
-    if len(stage.kept) < geometry.inputs.shape[1]:
-        geometry = CentredInputs(geometry.inputs[:, stage.kept])
-    solved = lowest_rank(geometry, targets, radius, warm_start=stage.start, **options)
-    used = int((solved.weight != 0).any(dim=0).sum())
-    return solved, fewest_stored(int(solved.objective), used, targets.shape[1])
-
-
 def _stages(
-    geometry: CentredInputs,
+    inputs: CentredInputs,
     outputs: OutputSet,
     warm_start: WarmStart | SolverResult | None,
     ridge: float,
 ) -> Iterator[tuple[_Stage, WarmStart]]:
-    """All inputs, then fewer and fewer, while the radius is reached and the size not hopeless.
+    """All inputs, then fewer and fewer, while the radius is reached and the size can come back.
 
-    Each stage with its closed form, on its inputs.
+    Yields each stage with its closed form, on its inputs.
     """
-    start = warm_start or _regression(geometry, outputs.targets)
-    gram = _gram(geometry, ridge)
+    start = warm_start or _least_squares(inputs, outputs.targets)
+    gram = _gram(inputs, ridge)
     kept = torch.arange(len(gram), device=gram.device)
     fewest = math.inf
     if not gram.any():  # inputs that do not vary: a bias says it all
@@ -254,32 +261,39 @@ def _stages(
         yield stage, WarmStart(torch.zeros_like(start.weight), outputs.best_constant_output())
         return
     while len(kept):
-        here, factor = _regressed(geometry, gram, kept, start)
-        truncated, rank, within = _closed_form(geometry, outputs, kept, here, factor)
-        size = fewest_stored(rank, len(kept), len(here.weight)) if within else math.inf
+        regressed, factor = _with_factor(inputs, gram, kept, start)
+        truncated, rank, within = _closed_form(inputs, outputs, kept, regressed, factor)
+        size = fewest_stored(rank, len(kept), len(regressed.weight)) if within else math.inf
         if size == math.inf and fewest < math.inf:
             return
-        yield _Stage(kept, here, rank, size), truncated
+        yield _Stage(kept, regressed, rank, size), truncated
         fewest = min(fewest, size)
-        if size > _HOPELESS * fewest or size == math.inf:
+        if size > _HOPELESS_GROWTH * fewest or size == math.inf:
             return
-        kept = kept[_that_matter(truncated.weight.double(), torch.cholesky_inverse(factor))]
+        kept = kept[_eliminate_inputs(truncated.weight.double(), torch.cholesky_inverse(factor))]
 
 
-def _that_matter(weight: Tensor, inverse: Tensor) -> Tensor:
-    """The inputs of the next stage: one by one those that matter least go, others make up for them.
+def _eliminate_inputs(weight: Tensor, inverse: Tensor) -> Tensor:
+    """The inputs that stay for the next stage, by index; the others make up for those that go.
 
-    Of a pair of copies the second matters as soon as the first is gone.
+    Inputs go one by one, the one that matters least first. The second of a pair of copies matters
+    as soon as the first is gone.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (out_features, in_features)
+    inverse : Tensor, shape (in_features, in_features)
+        The inverse of the inputs' Gram matrix.
     """
-    matters = weight.square().sum(dim=0) / inverse.diagonal()
-    leaving = len(matters) - int(_KEPT_A_STAGE * len(matters))
+    importance = weight.square().sum(dim=0) / inverse.diagonal()
+    leaving = len(importance) - int(_KEPT_PER_STAGE * len(importance))
     # No other input is near enough to being the least one.
-    near = matters.topk(min(3 * leaving, len(matters)), largest=False).indices
+    near = importance.topk(min(3 * leaving, len(importance)), largest=False).indices
     weight, inverse = weight[:, near], inverse[near][:, near]
-    stays = torch.ones_like(matters, dtype=torch.bool)
+    stays = torch.ones_like(importance, dtype=torch.bool)
     for _ in range(leaving):
-        matters = weight.square().sum(dim=0) / inverse.diagonal()
-        least = matters.masked_fill(~stays[near], math.inf).argmin()
+        importance = weight.square().sum(dim=0) / inverse.diagonal()
+        least = importance.masked_fill(~stays[near], math.inf).argmin()
         stays[near[least]] = False
         row = inverse[least] / inverse[least, least]
         weight = weight - torch.outer(weight[:, least], row)
@@ -287,53 +301,73 @@ def _that_matter(weight: Tensor, inverse: Tensor) -> Tensor:
     return stays.nonzero()[:, 0]
 
 
-def regress_onto(
-    geometry: CentredInputs, kept: Tensor, start: WarmStart, ridge: float
+def regress_outputs(
+    inputs: CentredInputs, kept: Tensor, start: WarmStart, ridge: float
 ) -> WarmStart:
-    """The weight on some of the inputs, by index, that comes closest to the outputs of a start."""
-    return _regressed(geometry, _gram(geometry, ridge), kept, start)[0]
+    """Regress the outputs of a start on some of the inputs.
+
+        minimise ||Xc (W - W0)t||_F^2 + ridge * ||W - W0||_F^2   over W that is 0 off `kept`
+
+    with Xc the centred inputs; the mean of the outputs stays that of the start.
+
+    Parameters
+    ----------
+    inputs : CentredInputs
+    kept : Tensor, shape (inputs kept,)
+        Indices.
+    start : WarmStart
+        W0 and its bias, on all inputs.
+    ridge : float
+        Relative to the mean eigenvalue of the centred inputs' Gram matrix.
+
+    Returns
+    -------
+    WarmStart
+        With a weight of shape (out_features, inputs kept).
+    """
+    return _with_factor(inputs, _gram(inputs, ridge), kept, start)[0]
 
 
-def _gram(geometry: CentredInputs, ridge: float) -> Tensor:
+def _gram(inputs: CentredInputs, ridge: float) -> Tensor:
     """The Gram matrix of the centred inputs in float64, with the ridge."""
-    values, vectors = (each.double() for each in geometry.eigen)
+    values, vectors = (each.double() for each in inputs.eigen)
     gram = (vectors * values) @ vectors.T
     gram.diagonal().add_(ridge * gram.diagonal().mean())
     return gram
 
 
-def _regressed(
-    geometry: CentredInputs, gram: Tensor, kept: Tensor, start: WarmStart | SolverResult
+def _with_factor(
+    inputs: CentredInputs, gram: Tensor, kept: Tensor, start: WarmStart | SolverResult
 ) -> tuple[WarmStart, Tensor]:
-    """The regression of `regress_onto`, and the Cholesky factor of its inputs' Gram matrix."""
+    """The regression of `regress_outputs`, and the Cholesky factor of its inputs' Gram matrix."""
     factor = torch.linalg.cholesky(gram[kept][:, kept])
     weight = start.weight.double()
     regressed = torch.cholesky_solve((weight @ gram[:, kept]).T, factor).T
-    mean = geometry.mean.double()
+    mean = inputs.mean.double()
     moved = weight @ mean - regressed @ mean[kept]
     return WarmStart(regressed.to(start.weight), start.bias + moved.to(start.bias)), factor
 
 
 def _closed_form(
-    geometry: CentredInputs, outputs: OutputSet, kept: Tensor, start: WarmStart, factor: Tensor
+    inputs: CentredInputs, outputs: OutputSet, kept: Tensor, start: WarmStart, factor: Tensor
 ) -> tuple[WarmStart, int, bool]:
-    """The lowest truncation within the radius in the metric of the inputs, and its rank.
+    """The lowest truncation within the radius in the metric of the inputs, its rank, and True.
 
-    Or that of full rank, and False, where none is within the radius.
+    Where none is within the radius: the truncation of full rank, and False.
     """
     weight = start.weight
     left, _, _ = torch.linalg.svd(weight @ factor.to(weight), full_matrices=False)
-    mean = start.bias + weight @ geometry.mean[kept]
-    scores = geometry.centred[:, kept] @ (weight.T @ left)
+    mean = start.bias + weight @ inputs.mean[kept]
+    scores = inputs.centred[:, kept] @ (weight.T @ left)
     rank = lowest_truncation(outputs, mean, scores, left.T)
     truncated = left[:, :rank] @ (left[:, :rank].T @ weight)
     produced = torch.addmm(mean, scores[:, :rank], left[:, :rank].T)
-    within = outputs.violation(produced) <= WITHIN
-    return WarmStart(truncated, mean - truncated @ geometry.mean[kept]), rank, within
+    within = outputs.violation(produced) <= RADIUS_SLACK
+    return WarmStart(truncated, mean - truncated @ inputs.mean[kept]), rank, within
 
 
-def _regression(geometry: CentredInputs, targets: Tensor) -> WarmStart:
-    """The weight and bias whose outputs come closest to the targets, by least squares."""
-    values, vectors = geometry.eigen
-    weight = ((targets.T @ geometry.centred) @ vectors / values) @ vectors.T
-    return WarmStart(weight, targets.mean(dim=0) - weight @ geometry.mean)
+def _least_squares(inputs: CentredInputs, targets: Tensor) -> WarmStart:
+    """The weight and bias whose outputs come closest to the targets."""
+    values, vectors = inputs.eigen
+    weight = ((targets.T @ inputs.centred) @ vectors / values) @ vectors.T
+    return WarmStart(weight, targets.mean(dim=0) - weight @ inputs.mean)

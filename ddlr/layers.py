@@ -1,8 +1,7 @@
-"""Low-rank layers: factorisation, the break-even rule, and how much a layer stores."""
+"""The forms in which a compressed layer is stored, and how one takes a layer's place."""
 
 import math
 import warnings
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 from ddlr.identity import copied, inherit, is_plain, replace_everywhere
 from ddlr.untouched import random_state_kept
 
-BYTES_A_VALUE = 4
-_INDEX_BYTES = ((8, 1), (16, 2), (32, 4), (64, 8))
+_INDEX_DTYPES = ((8, torch.uint8), (16, torch.uint16), (63, torch.int64))
 
 
 class LowRankLinear(nn.Sequential):
@@ -37,7 +35,7 @@ class LowRankLinear(nn.Sequential):
         """Factorise a weight of shape (out_features, in_features), truncated to `rank` if given."""
         left, right = factorise(weight, rank)
         out_features, in_features = weight.shape
-        with random_state_kept():  # what is drawn to begin with is overwritten
+        with random_state_kept():  # the initial values are overwritten
             layer = cls(
                 in_features, out_features, right.shape[0], dtype=weight.dtype, device=weight.device
             )
@@ -58,15 +56,16 @@ class LowRankLinear(nn.Sequential):
 
 
 class SelectedLinear(nn.Module):
-    """A layer without the inputs and outputs that have no weights: only the others are stored.
+    """A layer that stores weights for some of its inputs and outputs only; other outputs are 0.
 
     Parameters
     ----------
     layer : nn.Linear or LowRankLinear
-        On the inputs and outputs that are left.
-    inputs, outputs : Tensor
-        Their indices among `in_features` and `out_features`, kept in the smallest integers that
-        fit; all other outputs are 0.
+        The layer on the inputs and outputs that have weights.
+    inputs, outputs : Tensor, shapes (inputs kept,) and (outputs kept,)
+        Their indices among `in_features` and `out_features`, stored in the smallest integers that
+        fit.
+    in_features, out_features : int
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class SelectedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """As a linear layer would have it, shape (out_features, in_features)."""
+        """The weight of a linear layer with the same outputs, (out_features, in_features)."""
         small = self.layer.weight
         weight = small.new_zeros(self.out_features, self.in_features)
         wide = small.new_zeros(len(small), self.in_features)
@@ -110,8 +109,8 @@ def compact(model: nn.Module) -> nn.Module:
 
     Compression sets these to zero in layers of the shape that they had, which any tool understands.
     Here each such `nn.Linear` and `LowRankLinear` becomes a `SelectedLinear`, smaller in memory and
-    on disk and with fewer operations; the outputs are the same but for rounding. A layer stays as
-    it is where another module has its weight too, or where the weight is computed from others.
+    on disk and with fewer operations. The outputs are the same up to rounding. A layer stays as it
+    is where another module has its weight too, or where the weight is computed from others.
     """
     model = copied(model)
     layers = {
@@ -122,15 +121,15 @@ def compact(model: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         if isinstance(layers.get(name.rpartition(".")[0]), LowRankLinear):
             continue  # a factor, which goes with its layer
-        if isinstance(layer, nn.Linear) and not _is_its_own(model, layer):
+        if isinstance(layer, nn.Linear) and not _owns_weight(model, layer):
             continue
-        inputs, outputs = (layer.weight != 0).any(dim=0), gives_outputs(layer)
+        inputs, outputs = (layer.weight != 0).any(dim=0), _gives_outputs(layer)
         if not (inputs.all() and outputs.all()):
             model = replace_layer(model, name, _selected(layer, inputs, outputs))
     return model
 
 
-def _is_its_own(model: nn.Module, layer: nn.Linear) -> bool:
+def _owns_weight(model: nn.Module, layer: nn.Linear) -> bool:
     """Whether a layer is a linear map, with a weight that no other module has."""
     holders = sum(
         any(parameter is layer.weight for parameter in module.parameters(recurse=False))
@@ -144,7 +143,9 @@ def _selected(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> SelectedLine
     if isinstance(layer, LowRankLinear):
         with random_state_kept():
             small = LowRankLinear(
-                *(int(inputs.sum()), int(outputs.sum()), layer.rank),
+                int(inputs.sum()),
+                int(outputs.sum()),
+                layer.rank,
                 dtype=bias.dtype,
                 device=bias.device,
             )
@@ -153,16 +154,17 @@ def _selected(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> SelectedLine
         small[1].bias.copy_(bias)
     else:
         small = store_linear(layer.weight[outputs][:, inputs], bias)
-    kept = (mask.nonzero()[:, 0] for mask in (inputs, outputs))
-    return SelectedLinear(small, *kept, layer.in_features, layer.out_features)
+    inputs, outputs = (mask.nonzero()[:, 0] for mask in (inputs, outputs))
+    return SelectedLinear(small, inputs, outputs, layer.in_features, layer.out_features)
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """Put a layer into a model in the place of the one with a name; "" is the model itself.
+    """Put a layer into a model in the place of the one with a name, and return the model.
 
-    Also where the model holds that one under other names, or in lists and dicts. The layer inherits
-    its mode, hooks and `requires_grad`. A transformer layer of torch around it loses its fast path,
-    which would go around the new layer with the product of its factors.
+    The name "" is the model itself. The layer also takes the place that the old one has under other
+    names, or in lists and dicts, and inherits its mode, hooks and `requires_grad`. A transformer
+    layer of torch around it loses its fast path, which would bypass the new layer with the product
+    of its factors.
     """
     old = model.get_submodule(name)
     model = replace_everywhere(model, old, inherit(old, layer))
@@ -185,8 +187,8 @@ def _leave_fast_path(model: nn.Module, layer: nn.Module) -> None:
 def factorise(weight: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
     """Split a weight into left (out_features, rank) and right (rank, in_features) of equal norm.
 
-    Rows and columns that are zero in the weight are exactly zero in the factors too. Without a
-    rank the numerical rank is taken.
+    Rows and columns that are zero in the weight are exactly zero in the factors too. The rank is
+    the numerical rank unless given.
     """
     rows, columns = (weight != 0).any(dim=1), (weight != 0).any(dim=0)
     block = weight[rows][:, columns]
@@ -202,7 +204,7 @@ def factorise(weight: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
 
 
 def numerical_rank(weight: Tensor) -> int:
-    """Number of singular values above the rounding of the weight's dtype.
+    """The number of singular values above the rounding of the weight's dtype.
 
     Rounding the entries of a matrix is like adding noise to them, which moves singular values by
     about eps * (sqrt(rows) + sqrt(columns)) times the largest entry.
@@ -217,102 +219,28 @@ def _rank_of(values: Tensor, weight: Tensor) -> int:
     return int((values > noise * values[0]).sum())
 
 
-def saves_weights(rank: int, in_features: int, out_features: int) -> bool:
-    """The break-even rule: whether two factors hold fewer weights than the dense layer."""
-    return rank * (in_features + out_features) < in_features * out_features
-
-
-def fewest_stored(rank: int, in_features: int, out_features: int) -> int:
-    """The weights of a layer in the smaller of its two forms, factors and dense."""
-    return min(rank * (in_features + out_features), in_features * out_features)
-
-
 @torch.no_grad()
 def store_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer with the given weight and bias."""
-    about = {"bias": bias is not None, "dtype": weight.dtype, "device": weight.device}
-    layer = nn.utils.skip_init(nn.Linear, *weight.T.shape, **about)
+    layer = nn.utils.skip_init(
+        nn.Linear,
+        weight.shape[1],
+        weight.shape[0],
+        bias=bias is not None,
+        dtype=weight.dtype,
+        device=weight.device,
+    )
     layer.weight.copy_(weight)
     if bias is not None:
         layer.bias.copy_(bias)
     return layer
 
 
-def gives_outputs(layer: nn.Module) -> Tensor:
-    """Which outputs of a layer have weights or a bias, shape (out_features,)."""
-    given = (layer.weight != 0).any(dim=1)
-    return given if layer.bias is None else given | (layer.bias != 0)
-
-
-@dataclass(frozen=True)
-class LayerSize:
-    """What a layer stores, without its bias.
-
-    Attributes
-    ----------
-    form : {"low_rank", "sparse", "dense"}
-    parameters : int
-        Factor entries, or nonzero entries. Zero rows and columns are removed, not counted.
-    bytes : int
-        4 bytes a value, and what says where the values belong, in the smallest of these formats.
-        Low rank and dense: on the rows and columns that are not zero, which are named, or on all.
-        Sparse, on either: values and a bitmap of one bit a position; values, column indices and row
-        pointers (CSR); or a dense array. Rows and columns are named by a list of indices or a
-        bitmap; an index takes the smallest of 1, 2, 4 and 8 bytes that fits.
-    """
-
-    form: str
-    parameters: int
-    bytes: int
-
-
-def layer_size(layer: nn.Module) -> LayerSize:
-    """Read the size off an `nn.Linear` or a `LowRankLinear`.
-
-    A linear layer is sparse if it has zeros other than whole rows and columns.
-    """
-    if isinstance(layer, LowRankLinear):
-        rows, columns = (layer[1].weight != 0).any(dim=1), (layer[0].weight != 0).any(dim=0)
-        parameters = layer.rank * int(rows.sum() + columns.sum())
-        on_all = BYTES_A_VALUE * layer.rank * (len(rows) + len(columns))
-        selected = BYTES_A_VALUE * parameters + _selection_bytes(rows) + _selection_bytes(columns)
-        return LayerSize("low_rank", parameters, min(on_all, selected))
-    stored = layer.weight != 0
-    nonzeros = int(stored.sum())
-    rows, columns = stored.any(dim=1), stored.any(dim=0)
-    block = (int(rows.sum()), int(columns.sum()))
-    names = _selection_bytes(rows) + _selection_bytes(columns)
-    form = "dense" if nonzeros == block[0] * block[1] else "sparse"
-    return LayerSize(
-        form,
-        nonzeros,
-        min(_block_bytes(nonzeros, *block) + names, _block_bytes(nonzeros, *stored.shape)),
-    )
-
-
-def _block_bytes(nonzeros: int, rows: int, columns: int) -> int:
-    """Of a matrix as a dense array, as values with a bitmap, or in CSR, whichever is smallest."""
-    bitmap = BYTES_A_VALUE * nonzeros + math.ceil(rows * columns / 8)
-    return min(BYTES_A_VALUE * rows * columns, bitmap, csr_bytes(nonzeros, rows, columns))
-
-
-def csr_bytes(nonzeros: int, rows: int, columns: int) -> int:
-    """Of a matrix in CSR: values, column indices and row pointers of the smallest types."""
-    pointers = (rows + 1) * _index_bytes(nonzeros)
-    return nonzeros * (BYTES_A_VALUE + _index_bytes(columns - 1)) + pointers
-
-
-def _selection_bytes(kept: Tensor) -> int:
-    """What it takes to say which rows or columns are kept: nothing, if all or none are."""
-    count = int(kept.sum())
-    if count in (0, len(kept)):
-        return 0
-    return min(count * _index_bytes(len(kept) - 1), math.ceil(len(kept) / 8))
-
-
-def _index_bytes(largest: int) -> int:
-    return next(size for bits, size in _INDEX_BYTES if largest < 2**bits)
+def _gives_outputs(layer: nn.Module) -> Tensor:
+    """The mask of the outputs of a layer that have weights or a bias, shape (out_features,)."""
+    weighted = (layer.weight != 0).any(dim=1)
+    return weighted if layer.bias is None else weighted | (layer.bias != 0)
 
 
 def _index_dtype(largest: int) -> torch.dtype:
-    return {1: torch.uint8, 2: torch.uint16, 4: torch.int64, 8: torch.int64}[_index_bytes(largest)]
+    return next(dtype for bits, dtype in _INDEX_DTYPES if largest < 2**bits)

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from ddlr.admm import CentredInputs, WarmStart, minimise_norm
 from ddlr.constraints import OutputSet
+from ddlr.inputs import CentredInputs
+from ddlr.problem import WarmStart, minimise_norm
 from ddlr.proximal import NUCLEAR
 from ddlr.result import SolverResult
 
@@ -30,7 +31,7 @@ def solve_low_rank(
 
     Parameters
     ----------
-    inputs : Tensor, shape (samples, in_features), or CentredInputs of one
+    inputs : Tensor, shape (samples, in_features), or CentredInputs
         The solve follows their device and dtype. float32 serves tolerances down to about 1e-4. For
         several solves of one layer, ``CentredInputs(inputs)`` shares the eigendecomposition.
     targets : Tensor, shape (samples, out_features)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ddlr.captured import CapturedLayer
 from ddlr.constraints import OutputSet, relative_violation
-from ddlr.layers import layer_size, numerical_rank
+from ddlr.layers import numerical_rank
 from ddlr.result import LayerReport, SolverResult, SolverStatus
+from ddlr.sizes import layer_size
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ddlr.admm import CentredInputs, WarmStart
 from ddlr.arguments import as_number, as_whole_number, one_of
 from ddlr.constraints import CONSTRAINTS
+from ddlr.inputs import CentredInputs
+from ddlr.problem import WarmStart
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult
 

@@ -1,4 +1,4 @@
-"""What the bounds of the layers prove for the outputs of the whole network."""
+"""The bound on the outputs of a whole network that follows from the bounds of its layers."""
 
 import math
 from itertools import pairwise
@@ -12,9 +12,10 @@ from ddlr.proximal import spectral_norm
 from ddlr.result import CompressionResult, LayerReport, SolverStatus
 from ddlr.untouched import untouched
 
-# Of activations of one network in two passes, which may be rounded differently.
-_SAME = 1e-4
-_ROUNDING = 1e-5
+# Relative differences that pass for rounding: of activations of one network in two passes, and of
+# a layer's error measured anew.
+_SAME_ACTIVATIONS = 1e-4
+_SAME_ERROR = 1e-5
 
 
 @torch.no_grad()
@@ -23,30 +24,33 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
 
         ||output error||_F  <=  sum over layers l of  ||D_l||_F * product over k > l of ||V_k||_2
 
-    on the calibration inputs, D_l being the deviation that layer l was found within and V_k the
+    on the calibration inputs, where D_l is the deviation of layer l by its report and V_k are the
     weights of the compressed layers. ReLU does not lengthen differences, so an error in the inputs
-    of a layer grows by its spectral norm at most, and the layer's own is added. In cascade order
-    the last layer's deviation is from the compressed inputs already, and is the bound.
+    of a layer grows by its spectral norm at most, and the layer's deviation is added. In cascade
+    order the last layer's deviation is that on compressed inputs already, and is the bound.
 
-    That takes layers that follow each other with nothing but their ReLU (and dropout, which
-    evaluation leaves out) between them, up to the network's outputs. It is checked in a pass of the
-    original network and in one of the compressed network, to the last bit: a path beside the layers
-    may be silent in one and not in the other. Where it is not so, the bound is nan: nothing is
-    proven. So it is in cascade order after `refit="network"`, where no layer has a bound any more,
-    and the sum would only say again what was measured.
+    The bound is nan, and nothing is proven, in two cases:
+
+    - The layers do not follow each other up to the network's outputs with nothing but their ReLU
+      (and dropout, which evaluation leaves out) between them. This is checked to the last bit in a
+      pass of the original network and in one of the compressed network, since a path beside the
+      layers may be silent in one of them only.
+    - In cascade order after `refit="network"`, where no layer has a bound any more and the sum
+      would only repeat what was measured.
 
     Parameters
     ----------
     model : nn.Module
         The original network.
     result : CompressionResult
-        Of all captured layers, in their order.
+        With a report of every captured layer, in their order.
     captured : CapturedLayers
+        The captured layers of the original network.
 
     Returns
     -------
     float
-        Relative to the norm of the original outputs.
+        The bound, relative to the norm of the original outputs.
     """
     names = [layer.name for layer in captured.layers]
     if [report.name for report in result.layers] != names:
@@ -70,18 +74,18 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
             produced = _activated(stored.forward(inputs), layer)
         moved = (produced.to(layer.targets) - layer.targets) * _read(result, names, index)
         measured = torch.linalg.vector_norm(moved).item()
-        own = _deviation(report) * norm
-        if measured > own + _ROUNDING * norm:  # the layer is not the one of the report any more
-            own = measured
+        deviation = _relative_deviation(report) * norm
+        if measured > deviation + _SAME_ERROR * norm:  # not the layer of the report any more
+            deviation = measured
         if solved_on_compressed:
-            total = own
+            total = deviation
         else:
-            total = total * spectral_norm(stored.weight.detach()) + own
+            total = total * spectral_norm(stored.weight.detach()) + deviation
     return total / norm if norm else math.nan
 
 
-def _deviation(report: LayerReport) -> float:
-    """What the layer's deviation is known not to exceed, relative to its targets."""
+def _relative_deviation(report: LayerReport) -> float:
+    """The bound that the layer's deviation is known to keep, relative to its targets."""
     bound = report.relative_bound
     return bound + report.violation * (bound or 1.0)
 
@@ -94,9 +98,9 @@ def _read(result: CompressionResult, names: list[str], index: int) -> Tensor | f
 
 
 def _chain(network: nn.Module, captured: CapturedLayers) -> list[tuple[Tensor, Tensor]] | None:
-    """Inputs and activated outputs of a network's layers, if each has just those of the last one.
+    """Inputs and activated outputs of a network's layers, if each reads just the one before it.
 
-    None where they are not a chain up to the network's outputs.
+    None where they are not such a chain up to the network's outputs.
     """
     layers = captured.layers
     outputs = []
@@ -121,8 +125,8 @@ def _chain(network: nn.Module, captured: CapturedLayers) -> list[tuple[Tensor, T
     last = passed[-1][1]
     if any(each.shape[-1:] != last.shape[-1:] for each in outputs):
         return None
-    given = torch.cat([each.flatten(0, -2) for each in outputs])
-    return passed if given.shape == last.shape and torch.equal(given, last) else None
+    final = torch.cat([each.flatten(0, -2) for each in outputs])
+    return passed if final.shape == last.shape and torch.equal(final, last) else None
 
 
 def _activated(outputs: Tensor, layer: CapturedLayer) -> Tensor:
@@ -144,5 +148,5 @@ def _start_alike(
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(
-        torch.linalg.vector_norm(one - other) <= _SAME * torch.linalg.vector_norm(one)
+        torch.linalg.vector_norm(one - other) <= _SAME_ACTIVATIONS * torch.linalg.vector_norm(one)
     )

@@ -48,8 +48,8 @@ def nuclear_norm(matrix: Tensor) -> float:
 def _singular_values(matrix: Tensor) -> Tensor:
     """Singular values, ascending, from the smaller Gram matrix in float64.
 
-    Several times faster than an SVD. What rounding makes of a singular value of 0, up to 1e-7 of
-    the largest, is set to 0; above, the error is below 1e-8 of the largest.
+    This is several times faster than an SVD. What rounding makes of a singular value of 0, up to
+    1e-7 of the largest, is set to 0. Above, the error is below 1e-8 of the largest.
     """
     rows = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T).double()
     squared = torch.linalg.eigvalsh(rows @ rows.T)
@@ -59,19 +59,19 @@ def _singular_values(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm on weights, with what a solver and a certificate need of it.
+    """A norm on weights, with the functions that a solver and a certificate need.
 
     Attributes
     ----------
     value : callable
-        Weight to norm.
+        (weight) to its norm.
     prox : callable
         (weight, threshold) to the proximal operator of ``threshold * norm``.
-    dual_sizes : callable
-        Matrix of the shape of a weight to one size a row, so that dividing each row by its size
-        or more brings the matrix into the unit ball of the dual norm.
+    dual_norm_by_row : callable
+        (matrix of the shape of a weight) to one value per row. Dividing each row by its value or
+        more brings the matrix into the unit ball of the dual norm.
     terms : callable
-        Weight to the number of terms that `value` sums, those that are 0 left out.
+        (weight) to the number of nonzero terms that `value` sums.
     rotation_invariant : bool
         Whether norm(W Q) = norm(W) for every orthogonal Q.
     """
@@ -79,7 +79,7 @@ class Norm:
     name: str
     value: Callable[[Tensor], float]
     prox: Callable[[Tensor, float], Tensor]
-    dual_sizes: Callable[[Tensor], Tensor]
+    dual_norm_by_row: Callable[[Tensor], Tensor]
     terms: Callable[[Tensor], int]
     rotation_invariant: bool
 
@@ -88,16 +88,16 @@ NUCLEAR = Norm(
     name="nuclear",
     value=nuclear_norm,
     prox=singular_value_threshold,
-    dual_sizes=lambda adjoint: adjoint.new_full(adjoint.shape[:1], spectral_norm(adjoint)),
+    dual_norm_by_row=lambda adjoint: adjoint.new_full(adjoint.shape[:1], spectral_norm(adjoint)),
     terms=lambda weight: int((_singular_values(weight) > 0).sum()),
     rotation_invariant=True,
 )
-# Its dual ball, max |entry| <= 1, is a product over rows: each row has a size of its own.
+# Its dual ball, max |entry| <= 1, is a product over rows, so each row has a dual norm.
 L1 = Norm(
     name="l1",
     value=lambda weight: weight.abs().sum(dtype=torch.float64).item(),
     prox=soft_threshold,
-    dual_sizes=lambda adjoint: adjoint.abs().amax(dim=1),
+    dual_norm_by_row=lambda adjoint: adjoint.abs().amax(dim=1),
     terms=lambda weight: int((weight != 0).sum()),
     rotation_invariant=False,
 )

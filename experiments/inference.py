@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Measurement, Timer
 
 from ddlr import CompressionResult, LowRankLinear
-from ddlr.layers import BYTES_A_VALUE, csr_bytes, layer_size, store_linear
+from ddlr.layers import store_linear
+from ddlr.sizes import BYTES_PER_VALUE, csr_bytes, layer_size
 from experiments.cache import Prepared, SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH
 from experiments.methods.configured import compress_as_configured
@@ -137,7 +138,7 @@ def _form(layer: nn.Module) -> str:
     nonzeros, rows, columns = (
         int(each.sum()) for each in (stored, stored.any(dim=1), stored.any(dim=0))
     )
-    smaller = csr_bytes(nonzeros, rows, columns) < BYTES_A_VALUE * rows * columns
+    smaller = csr_bytes(nonzeros, rows, columns) < BYTES_PER_VALUE * rows * columns
     return "csr" if smaller and layer_size(layer).form == "sparse" else "dense"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddlr import CapturedLayers, CompressionResult, capture
 from ddlr.hooks import evaluating, run_batches
-from ddlr.layers import BYTES_A_VALUE, layer_size
+from ddlr.sizes import BYTES_PER_VALUE, layer_size
 from experiments.data import Split
 
 _EVALUATION_BATCH = 1000
@@ -45,7 +45,7 @@ def size_measures(original: nn.Module, compressed: nn.Module, layers: Sequence[s
         "parameters_dense": dense,
         "parameters_kept": kept,
         "kept_fraction": kept / dense,
-        "bytes_dense": BYTES_A_VALUE * dense,
+        "bytes_dense": BYTES_PER_VALUE * dense,
         "bytes_stored": sum(size.bytes for size in after),
     }
 

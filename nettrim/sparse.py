@@ -6,13 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ddlr.admm import CentredInputs, UncentredInputs, WarmStart, minimise_norm
 from ddlr.constraints import OutputSet
+from ddlr.inputs import CentredInputs, UncentredInputs
+from ddlr.problem import WarmStart, minimise_norm
 from ddlr.proximal import L1
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult
 
-_ITERATIONS_A_CHECK = 10
+_CHECK_INTERVAL = 10
 _NEWTON_STEPS = 3
 _TINY = 1e-30
 
@@ -51,8 +52,7 @@ def solve_sparse(
     limits = {"tolerance": tolerance, "max_iterations": max_iterations}
     if not penalise_bias:
         return minimise_norm(L1, outputs, inputs, warm_start=warm_start, **limits)
-    if isinstance(inputs, CentredInputs):
-        inputs = inputs.inputs
+    inputs = CentredInputs.of(inputs).inputs
     with_ones = UncentredInputs(torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1))
     if warm_start is not None:
         joined = torch.cat([warm_start.weight, warm_start.bias[:, None]], dim=1)
@@ -65,7 +65,7 @@ def solve_sparse(
 
 
 def _split_bias(solved: SolverResult) -> SolverResult:
-    """The weight's last column, which belongs to the input of ones, is the bias."""
+    """The result with the weight's last column, that of the input of ones, as its bias."""
     return replace(solved, weight=solved.weight[:, :-1], bias=solved.weight[:, -1])
 
 
@@ -85,32 +85,33 @@ def refit_sparse(
 
         minimise ||D||_F^2 + ridge * ||W - W0||_F^2   over W = 0 where W0 = 0, and b
 
-    The counterpart of `ddlr.refit_low_rank`, with the same loss and the same ridge. Each row is a
-    convex problem of its own; all are solved at once by preconditioned conjugate gradients
-    (Polak-Ribiere) with an exact line search a row. An iteration costs the two products X Wt and
-    Dt X; no row's loss ever rises.
+    This is the counterpart of `ddlr.refit_low_rank`, with the same loss and the same ridge. Each
+    row is a separate convex problem; all are solved at once by preconditioned conjugate gradients
+    (Polak-Ribiere) with an exact line search per row. An iteration costs the two products X Wt and
+    Dt X. No row's loss ever rises.
 
-    Parameters, return value and errors are those of `ddlr.refit_low_rank`, without a rank.
+    Parameters, return value and errors are those of `ddlr.refit_low_rank`, without a rank. The
+    support is that of `weight`.
     """
     ridge = check_ridge(ridge)
-    geometry = inputs if isinstance(inputs, CentredInputs) else CentredInputs(inputs)
-    centred, outputs = geometry.centred, OutputSet(targets, 0.0, activation, "hinge")
+    inputs = CentredInputs.of(inputs)
+    centred, outputs = inputs.centred, OutputSet(targets, 0.0, activation, "hinge")
     support = weight != 0
     variances = centred.square().sum(dim=0)
     penalty = ridge * variances.mean()
     curvature = variances + penalty
-    fit, shift = weight.clone(), bias + weight @ geometry.mean
+    fit, shift = weight.clone(), bias + weight @ inputs.mean
     outcome = torch.addmm(shift, centred, fit.T)
 
-    direction = shift_direction = old = None
-    previous = math.inf
+    direction = shift_direction = previous_slopes = None
+    previous_loss = math.inf
     for iteration in range(max_iterations):
         deviation = outputs.deviation(outcome)
-        if iteration % _ITERATIONS_A_CHECK == 0:
+        if iteration % _CHECK_INTERVAL == 0:
             loss = deviation.square().sum() + penalty * (fit - weight).square().sum()
-            if previous - loss <= tolerance * loss:
+            if previous_loss - loss <= tolerance * loss:
                 break
-            previous = loss
+            previous_loss = loss
         slope = (deviation.T @ centred).add_(fit - weight, alpha=penalty.item()).mul_(support)
         shift_slope = deviation.sum(dim=0)
         step, shift_step = slope / curvature, shift_slope / len(targets)
@@ -118,12 +119,12 @@ def refit_sparse(
         if direction is None:
             direction, shift_direction = -step, -shift_step
         else:
-            old_slope, old_shift_slope, old_size = old
-            kept = size - (old_slope * step).sum(dim=1) - old_shift_slope * shift_step
-            beta = (kept / old_size.clamp_min(_TINY)).clamp_min_(0)
+            old_slope, old_shift_slope, old_size = previous_slopes
+            gained = size - (old_slope * step).sum(dim=1) - old_shift_slope * shift_step
+            beta = (gained / old_size.clamp_min(_TINY)).clamp_min_(0)
             direction = direction.mul_(beta[:, None]).sub_(step)
             shift_direction = shift_direction.mul_(beta).sub_(shift_step)
-        old = slope, shift_slope, size
+        previous_slopes = slope, shift_slope, size
         change = torch.addmm(shift_direction, centred, direction.T)
         length = _line_search(
             outputs,
@@ -135,13 +136,13 @@ def refit_sparse(
         fit.addcmul_(direction, length[:, None])
         shift = torch.addcmul(shift, shift_direction, length)
         outcome.addcmul_(change, length)
-    return fit, shift - fit @ geometry.mean
+    return fit, shift - fit @ inputs.mean
 
 
 def _line_search(
     outputs: OutputSet, outcome: Tensor, change: Tensor, slope: Tensor, curvature: Tensor
 ) -> Tensor:
-    """How far to go along `change`, for each output by itself.
+    """How far to go along `change`, for each output by itself, shape (out_features,).
 
     Newton's method on the piecewise quadratic loss along the line, to which `slope` and
     `curvature` add the ridge's part; steps that do not lower the loss are not taken.
@@ -155,13 +156,13 @@ def _line_search(
     for _ in range(_NEWTON_STEPS):
         deviation = outputs.deviation(torch.addcmul(outcome, change, length))
         first = (deviation * change).sum(dim=0) + slope + curvature * length
-        bent = change.square().mul_(_counted(outputs, deviation)).sum(dim=0) + curvature
-        length = length - first / bent.clamp_min(_TINY)
+        second = change.square().mul_(_counted(outputs, deviation)).sum(dim=0) + curvature
+        length = length - first / second.clamp_min(_TINY)
     return torch.where(loss(length) < loss(torch.zeros_like(length)), length, 0)
 
 
 def _counted(outputs: OutputSet, deviation: Tensor) -> Tensor:
-    """Where the deviation follows the output: on Omega, and off it where it is positive."""
+    """1 where the deviation follows the output (on Omega, and off it where positive), else 0."""
     if outputs.activation == "none":
         return torch.ones_like(deviation)
     return ((outputs.targets > 0) | (deviation > 0)).to(deviation.dtype)

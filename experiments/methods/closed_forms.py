@@ -22,14 +22,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddlr.admm import CentredInputs, WarmStart
 from ddlr.captured import CapturedLayer
 from ddlr.compression import store_low_rank, store_selected
 from ddlr.constraints import OutputSet
 from ddlr.input_selection import select_inputs
+from ddlr.inputs import CentredInputs
 from ddlr.layers import store_linear
 from ddlr.method import Method
-from ddlr.reduced_rank import RIDGE, lowest_truncation
+from ddlr.problem import WarmStart
+from ddlr.rank_search import lowest_truncation
+from ddlr.reduced_rank import RIDGE
 from ddlr.result import SolverResult, SolverStatus
 
 _PARALLEL = ("parallel",)

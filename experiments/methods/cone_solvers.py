@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddlr.admm import CentredInputs, WarmStart
 from ddlr.certificate import certify
 from ddlr.compression import store_low_rank
+from ddlr.inputs import CentredInputs
 from ddlr.layers import store_linear
 from ddlr.method import Method
+from ddlr.problem import WarmStart
 from ddlr.proximal import L1, NUCLEAR
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ddlr.admm import CentredInputs
 from ddlr.constraints import OutputSet
+from ddlr.inputs import CentredInputs
 from ddlr.proximal import Norm
 
 
@@ -18,7 +18,7 @@ from ddlr.proximal import Norm
 def plain_admm(
     norm: Norm, outputs: OutputSet, inputs: Tensor, weight: Tensor, bias: Tensor, penalty: float
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Iterate without end on the program of `ddlr.admm.minimise_norm`.
+    """Iterate without end on the program of `ddlr.problem.minimise_norm`.
 
     Yields the norm-side weight, its bias and the dual variable after each iteration; the first
     time comes after the eigendecomposition that all iterations share.

@@ -14,6 +14,7 @@ from nettrim import solve_sparse
 
 SOLVERS = {"nuclear": solve_low_rank, "l1": solve_sparse}
 NORMS = {"nuclear": NUCLEAR, "l1": L1}
+SETS = ["nettrim", "hinge"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,9 @@ def test_the_objective_is_within_the_tolerance_of_a_tight_solve(
     radius = fraction * targets.norm().item()
     usual = SOLVERS[norm](inputs, targets, radius, constraint=constraint)
     tight = SOLVERS[norm](
-        *(inputs.double(), targets.double(), radius),
+        inputs.double(),
+        targets.double(),
+        radius,
         constraint=constraint,
         tolerance=3e-4,
         max_iterations=20000,
@@ -81,10 +84,15 @@ def test_what_violations_buy_is_not_above_their_price(norm, constraint):
     )
     for factor in (1.001, 1.02, 1.2):  # the optima of larger sets, which miss this one
         wider = solve_reference(
-            *(inputs, targets, factor * radius), norm=norm, constraint="hinge", solver="CLARABEL"
+            inputs, targets, factor * radius, norm=norm, constraint="hinge", solver="CLARABEL"
         )
         proof = certify(
-            *(wider.weight, wider.bias, best.dual, inputs, targets, radius),
+            wider.weight,
+            wider.bias,
+            best.dual,
+            inputs,
+            targets,
+            radius,
             norm=NORMS[norm],
             constraint=constraint,
         )
@@ -127,14 +135,85 @@ def test_the_sensitivity_is_the_slope_of_the_optimum():
     radius = 0.2 * targets.norm().item()
     values = [
         solve_reference(
-            *(inputs, targets, factor * radius), norm="l1", constraint="hinge", solver="CLARABEL"
+            inputs, targets, factor * radius, norm="l1", constraint="hinge", solver="CLARABEL"
         )
         for factor in (0.999, 1, 1.001)
     ]
     proof = certify(
-        *(values[1].weight, values[1].bias, values[1].dual, inputs, targets, radius),
+        values[1].weight,
+        values[1].bias,
+        values[1].dual,
+        inputs,
+        targets,
+        radius,
         norm=L1,
         constraint="hinge",
     )
     slope = (values[0].objective - values[2].objective) / 0.002 / values[1].objective
     assert proof.sensitivity == pytest.approx(slope, rel=1e-2)
+
+
+def deviation(inputs, targets, weight, bias, activation):
+    """D, written out once more."""
+    outputs = inputs @ weight.T + bias
+    if activation == "none":
+        return outputs - targets
+    return torch.where(targets > 0, outputs - targets, outputs.clamp(min=0))
+
+
+def lower_bound(inputs, targets, radius, dual, norm, constraint, activation):
+    """The dual value, after checking that the dual variable is feasible."""
+    active = targets > 0 if activation == "relu" else torch.ones_like(targets, dtype=torch.bool)
+    assert (dual[~active] <= 0).all()
+    assert dual.sum(dim=0).abs().max() <= 1e-9 * dual.abs().sum()
+    adjoint = dual.T @ inputs
+    size = torch.linalg.matrix_norm(adjoint, 2) if norm == "nuclear" else adjoint.abs().max()
+    assert size <= 1 + 1e-8
+    paid = dual if constraint == "hinge" else dual * active
+    return ((dual * targets)[active].sum() - radius * paid.norm()).item()
+
+
+@pytest.mark.parametrize("norm", SOLVERS)
+@pytest.mark.parametrize("constraint", SETS)
+@pytest.mark.parametrize("activation", ["relu", "none"])
+def test_certificate_can_be_recomputed_from_the_result(norm, constraint, activation):
+    inputs, targets = made_up_layer(60, 12, 10, activation=activation, seed=3)
+    radius = 0.1 * targets.norm().item()
+    result = SOLVERS[norm](
+        inputs, targets, radius, activation=activation, constraint=constraint, tolerance=1e-3
+    )
+    assert result.status is SolverStatus.CONVERGED
+    bound = lower_bound(inputs, targets, radius, result.dual, norm, constraint, activation)
+    assert result.lower_bound == pytest.approx(bound, rel=1e-8)
+    order = "nuc" if norm == "nuclear" else 1
+    flat = result.weight if norm == "nuclear" else result.weight.flatten()
+    assert result.objective == pytest.approx(torch.linalg.norm(flat, order).item(), rel=1e-8)
+    assert result.relative_gap == pytest.approx((result.objective - bound) / result.objective)
+    assert abs(result.relative_gap) <= 1e-3
+    miss = deviation(inputs, targets, result.weight, result.bias, activation).norm().item()
+    assert result.violation == pytest.approx(max(0, miss / radius - 1), abs=1e-9)
+    assert result.violation <= 1e-3
+
+
+@pytest.mark.parametrize("norm", SOLVERS)
+@pytest.mark.parametrize("constraint", SETS)
+def test_any_dual_whatsoever_gives_a_lower_bound(norm, constraint):
+    inputs, targets = made_up_layer(20, 5, 4, seed=4)
+    radius = 0.2 * targets.norm().item()
+    best = solve_reference(
+        inputs, targets, radius, norm=norm, constraint=constraint, solver="CLARABEL"
+    )
+    for seed in range(20):
+        dual = torch.randn(targets.shape, generator=torch.Generator().manual_seed(seed)).double()
+        dual += 0.5 * targets
+        proof = certify(
+            best.weight,
+            best.bias,
+            dual,
+            inputs,
+            targets,
+            radius,
+            norm=NORMS[norm],
+            constraint=constraint,
+        )
+        assert 0 <= proof.lower_bound <= best.objective * (1 + 1e-6)

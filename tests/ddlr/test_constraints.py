@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddlr.constraints import OutputSet, row_blocks
+from ddlr.constraints import OutputSet
+from ddlr.inputs import row_blocks
 
 cases = st.tuples(
     st.sampled_from(["nettrim", "hinge"]),
@@ -94,24 +95,28 @@ def test_best_constant_output_is_the_best_of_those_allowed(constraint, activatio
         targets[:, 3] = 0
     best = OutputSet(targets, 99.0, activation, constraint).best_constant_output()
     for column, value in enumerate(best):
-        own = OutputSet(targets[:, [column]], 99.0, activation, constraint)
+        column_set = OutputSet(targets[:, [column]], 99.0, activation, constraint)
         constants = torch.linspace(-2, 3, 1001, dtype=torch.float64)
-        allowed = [each for each in constants if in_set(own, each.expand_as(own.targets))]
-        least = min(own.deviation(each.expand_as(own.targets)).norm() for each in allowed)
-        assert in_set(own, value.expand_as(own.targets))
-        assert own.deviation(value.expand_as(own.targets)).norm() <= least + 1e-12
+        allowed = [
+            each for each in constants if in_set(column_set, each.expand_as(column_set.targets))
+        ]
+        least = min(
+            column_set.deviation(each.expand_as(column_set.targets)).norm() for each in allowed
+        )
+        assert in_set(column_set, value.expand_as(column_set.targets))
+        assert column_set.deviation(value.expand_as(column_set.targets)).norm() <= least + 1e-12
 
 
 @given(cases, st.integers(1, 8))
-def test_blocks_of_rows_add_up_to_the_whole(case, at_once):
+def test_blocks_of_rows_add_up_to_the_whole(case, block_rows):
     outputs, point = make(*case)
-    blocks = row_blocks(len(point), at_once)
-    assert max(len(point[rows]) for rows in blocks) <= at_once
+    blocks = row_blocks(len(point), block_rows)
+    assert max(len(point[rows]) for rows in blocks) <= block_rows
     assert torch.equal(torch.cat([point[rows] for rows in blocks]), point)
     square = sum(outputs.bounded_square(point[rows], rows) for rows in blocks)
     assert square.item() == pytest.approx(outputs.bounded_square(point).item())
-    keep = outputs.kept_share(square)
-    moved = torch.cat([outputs.displacement(point[rows], keep, rows) for rows in blocks])
+    shrink_factor = outputs.shrink_factor(square)
+    moved = torch.cat([outputs.displacement(point[rows], shrink_factor, rows) for rows in blocks])
     assert torch.allclose(point - moved, outputs.project(point))
     nearest = torch.cat([outputs.nearest(point[rows], rows) for rows in blocks])
     assert torch.allclose(nearest, point - outputs.deviation(point))
@@ -126,7 +131,7 @@ def test_violation_is_relative_to_the_radius_and_never_negative(case):
     exact = OutputSet(outputs.targets, 0.0, outputs.activation, outputs.constraint)
     assert exact.violation(point) == pytest.approx(miss / outputs.targets.norm().item())
     assert torch.allclose(exact.project(point), point - exact.deviation(point))
-    assert exact.kept_share(exact.bounded_square(exact.targets)) == 1  # 0 of 0 is whole
+    assert exact.shrink_factor(exact.bounded_square(exact.targets)) == 1  # 0 of 0 is whole
     nothing = OutputSet(torch.zeros_like(point), 0.0, outputs.activation, outputs.constraint)
     assert nothing.violation(point) == pytest.approx(nothing.deviation(point).norm().item())
 

@@ -117,7 +117,7 @@ def test_what_is_counted_is_what_the_outputs_need_and_these_stay(method, monkeyp
     assert not first[~(second != 0).any(dim=0)].any()
     assert not second[~(third != 0).any(dim=0)].any()
     kept = [report.parameters_kept for report in result.layers]
-    assert kept == [ddlr.layers.layer_size(result.model[place]).parameters for place in (0, 2, 4)]
+    assert kept == [ddlr.sizes.layer_size(result.model[place]).parameters for place in (0, 2, 4)]
 
     monkeypatch.setattr(unread_outputs, "remove_dead_weights", lambda model, pairs, batches: {})
     whole = METHODS[method](model, inputs, relative_tolerance=0.2)
@@ -153,15 +153,15 @@ def test_a_layer_that_something_else_reads_keeps_all_of_it():
 def test_the_report_has_the_error_of_what_is_read_and_of_all(method, tolerance):
     model, inputs = half_read_network()
     result = METHODS[method](model, inputs, relative_tolerance=tolerance)
-    wanted, unread = model[:2](inputs), result.unread["0"]
+    original, unread = model[:2](inputs), result.unread["0"]
     got = result.model[:2](inputs)
     report = result.layers[0]
     assert report.outputs_dropped == int(unread.sum()) > 2
-    missed = (got - wanted).norm() / wanted.norm()
+    missed = (got - original).norm() / original.norm()
     assert report.relative_error == pytest.approx(missed.item(), rel=1e-4)
     assert report.relative_error > 0.3  # nothing is promised of it
-    promised = wanted[:, ~unread] if method == "fewest_weights" else wanted
-    missed = (got - wanted)[:, ~unread].norm() / promised.norm()
+    promised = original[:, ~unread] if method == "fewest_weights" else original
+    missed = (got - original)[:, ~unread].norm() / promised.norm()
     assert report.relative_error_read == pytest.approx(missed.item(), rel=1e-4)
     assert 0 < report.relative_error_read <= tolerance * (1 + 1e-6)
 
@@ -184,12 +184,12 @@ def test_the_bounds_of_a_cascade_are_those_of_its_rule(cascade_bound, monkeypatc
     assert [report.relative_tolerance for report in result.layers] == [0.1] * 3
     assert result.layers[0].relative_bound == 0.1
     for place, report in zip((2, 4), result.layers[1:], strict=True):
-        given, wanted = result.model[:place](inputs), model[: place + 1](inputs)
-        made = model[place](given)
+        compressed, original = result.model[:place](inputs), model[: place + 1](inputs)
+        made = model[place](compressed)
         if place == 2:
-            made = torch.where(wanted > 0, made, made.relu())
-            wanted = wanted.relu()
-        inherited = 1.1**0.5 * ((made - wanted).norm() / wanted.norm()).item()
+            made = torch.where(original > 0, made, made.relu())
+            original = original.relu()
+        inherited = 1.1**0.5 * ((made - original).norm() / original.norm()).item()
         bound = inherited if cascade_bound == "inherited" else max(0.1, inherited)
         assert report.relative_bound == pytest.approx(bound, rel=1e-4)
         assert report.relative_error_read <= report.relative_bound * (1 + 1e-6)

@@ -41,8 +41,8 @@ def captured(network, digits) -> CapturedLayers:
 
 @torch.no_grad()
 def error_of(model: nn.Module, compressed: nn.Module, inputs: torch.Tensor) -> float:
-    wanted = model(inputs)
-    return ((compressed(inputs) - wanted).norm() / wanted.norm()).item()
+    outputs = model(inputs)
+    return ((compressed(inputs) - outputs).norm() / outputs.norm()).item()
 
 
 @pytest.mark.parametrize("method", METHODS)

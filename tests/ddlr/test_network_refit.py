@@ -13,8 +13,9 @@ from torch import nn
 import ddlr
 from ddlr import CapturedLayers, SolverStatus, refit_network
 from ddlr.hooks import outputs_of
-from ddlr.layers import layer_size, numerical_rank
+from ddlr.layers import numerical_rank
 from ddlr.outputs import divergence
+from ddlr.sizes import layer_size
 from experiments.networks import mlp_digits
 from experiments.training import train
 
@@ -157,7 +158,7 @@ def test_it_goes_on_from_the_closed_forms(method, network, digits, captured):
         for refit in ("none", "network")
     )
     assert_refitted(before, after, network, digits, captured)
-    with pytest.raises(ValueError, match="refit is 'layer'; method '.*' has"):
+    with pytest.raises(ValueError, match=r"refit is 'layer'; method '.*' has"):
         CLOSED[method](network, captured, relative_tolerance=0.1, refit="layer")
 
 

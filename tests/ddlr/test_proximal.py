@@ -43,11 +43,11 @@ def test_soft_threshold_is_the_prox_of_the_l1_norm(rows, columns, seed, threshol
 
 
 @given(sides, sides, seeds)
-def test_dual_sizes_bring_a_matrix_into_the_dual_ball(rows, columns, seed):
+def test_dual_norm_by_row_bring_a_matrix_into_the_dual_ball(rows, columns, seed):
     point = matrix(rows, columns, seed)
-    inside = point / NUCLEAR.dual_sizes(point)[:, None]
+    inside = point / NUCLEAR.dual_norm_by_row(point)[:, None]
     assert torch.linalg.matrix_norm(inside, 2) == pytest.approx(1)
-    inside = point / L1.dual_sizes(point)[:, None]
+    inside = point / L1.dual_norm_by_row(point)[:, None]
     assert torch.allclose(inside.abs().amax(dim=1), torch.ones(rows, dtype=inside.dtype))
 
 

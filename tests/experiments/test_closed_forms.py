@@ -26,8 +26,8 @@ from ddlr import compress as compress_network
 from ddlr.captured import CapturedLayer
 from ddlr.constraints import OutputSet
 from ddlr.input_selection import select_inputs
-from ddlr.layers import fewest_stored
-from ddlr.reduced_rank import lowest_truncation
+from ddlr.rank_search import lowest_truncation
+from ddlr.sizes import fewest_stored
 from experiments import cache, compress
 from experiments.collect import merge
 from experiments.configuration import CONFIG_PATH, REPOSITORY

@@ -4,14 +4,19 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from ddlr import CentredInputs, ConvergenceError, lowest_rank
-from ddlr.admm import WarmStart
+from ddlr import ConvergenceError, WarmStart, lowest_rank
 from ddlr.constraints import OutputSet
 from ddlr.layers import numerical_rank
-from ddlr.reduced_rank import _Fit, _Whitened
+from ddlr.rank_search import lowest_truncation
 from ddlr.result import SolverStatus
 from made_up import made_up_layer
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def deviation(inputs, targets, weight, bias, activation="relu") -> float:
@@ -40,10 +45,10 @@ def test_without_activation_the_rank_is_that_of_reduced_rank_regression(
     generator = torch.Generator().manual_seed(1)
     targets += torch.randn(targets.shape, generator=generator, dtype=targets.dtype)
     # Every error that a rank can have, in closed form.
-    centred, wanted = inputs - inputs.mean(dim=0), targets - targets.mean(dim=0)
-    fitted = centred @ torch.linalg.lstsq(centred, wanted, driver="gelsd").solution
+    centred, residual = inputs - inputs.mean(dim=0), targets - targets.mean(dim=0)
+    fitted = centred @ torch.linalg.lstsq(centred, residual, driver="gelsd").solution
     values = torch.linalg.svdvals(fitted).square()
-    rest = (wanted - fitted).square().sum()
+    rest = (residual - fitted).square().sum()
     errors = [(rest + values[rank:].sum()).sqrt().item() for rank in range(len(values) + 1)]
     start = original(inputs, targets) if started else None
     for share in (0.999, 1.001):  # a radius just too small for a rank, and just enough
@@ -63,7 +68,7 @@ def test_without_activation_the_rank_is_that_of_reduced_rank_regression(
 def best_error(inputs, targets, rank: int, starts: int) -> float:
     """The smallest deviation of a rank that a general optimiser finds, from several starts."""
     outputs = OutputSet(targets, 0.0, "relu", "hinge")
-    found = []
+    errors = []
     for seed in range(starts):
         generator = torch.Generator().manual_seed(seed)
 
@@ -82,8 +87,8 @@ def best_error(inputs, targets, rank: int, starts: int) -> float:
             return square
 
         optimiser.step(closure)
-        found.append(closure().item() ** 0.5)
-    return min(found)
+        errors.append(closure().item() ** 0.5)
+    return min(errors)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -101,29 +106,6 @@ def test_the_next_lower_rank_is_not_within_the_radius_from_wherever_it_is_fitted
     # The ridge, and the end of the descent, leave a few per cent between the two.
     assert best_error(inputs, targets, rank - 1, starts=4) > 0.97 * radius
     assert best_error(inputs, targets, rank, starts=4) <= radius
-
-
-def test_a_fit_is_never_worse_than_the_activation_aware_svd_of_its_rank():
-    inputs, targets = made_up_layer(200, 20, 12, seed=3)
-    weight = original(inputs, targets).weight  # any weight will do
-    bias = targets.mean(dim=0) - inputs.mean(dim=0) @ weight.T
-    produced = inputs @ weight.T + bias
-    targets = produced.relu()
-    geometry = CentredInputs(inputs)
-    white = _Whitened(geometry, 0.0)
-    outputs = OutputSet(targets, 0.0, "relu", "hinge")
-    left, sizes, right = torch.linalg.svd(white.enter(weight), full_matrices=False)
-    for rank in range(1, 12):
-        factors = left[:, :rank] * sizes[:rank], right[:rank].T
-        # In closed form, by the projection of the outputs on their principal components.
-        middle = produced.mean(dim=0)
-        directions = torch.linalg.svd(produced - middle, full_matrices=False).Vh[:rank]
-        closed = middle + (produced - middle) @ directions.T @ directions
-        before = outputs.deviation(closed).norm().item()
-        fit = _Fit(white, outputs, white.enter(weight), *factors, middle)
-        assert fit.square**0.5 == pytest.approx(before, rel=1e-6)
-        fit.descend(1e-6, 100)
-        assert fit.square**0.5 < before
 
 
 @pytest.mark.parametrize("activation", ["relu", "none"])
@@ -175,3 +157,49 @@ def test_a_problem_that_is_none_is_refused():
         lowest_rank(inputs, targets, -1.0)
     with pytest.raises(ValueError, match=r"warm_start\.weight has shape"):
         lowest_rank(inputs, targets, 1.0, warm_start=WarmStart(torch.zeros(4, 4), torch.zeros(4)))
+
+
+def test_without_a_start_there_is_nothing_that_a_ridge_could_hold():
+    inputs, targets = made_up_layer(40, 12, 9, seed=0)
+    radius = 0.2 * targets.norm().item()
+    few, much = (lowest_rank(inputs, targets, radius, ridge=ridge) for ridge in (1e-6, 1e3))
+    assert torch.equal(few.weight, much.weight) and few.objective == much.objective
+    start = WarmStart(few.weight, few.bias)
+    held = lowest_rank(inputs, targets, radius, ridge=1e3, warm_start=start)
+    assert not torch.equal(held.weight, few.weight)
+
+
+@pytest.mark.parametrize("share", [0.95, 0.995])
+def test_a_radius_that_is_missed_by_half_a_per_cent_is_missed(share):
+    """Without activation full rank is least squares, so the smallest error is known."""
+    inputs, targets = made_up_layer(100, 8, 5, activation="none", seed=1)
+    targets = targets + normal(100, 5, seed=2)
+    centred, residual = inputs - inputs.mean(dim=0), targets - targets.mean(dim=0)
+    least = (residual - centred @ torch.linalg.lstsq(centred, residual).solution).norm().item()
+    with pytest.raises(ConvergenceError, match="no rank is within the radius") as raised:
+        lowest_rank(inputs, targets, share * least, activation="none")
+    assert raised.value.result.violation == pytest.approx(1 / share - 1, rel=1e-4)
+    assert lowest_rank(inputs, targets, 1.0001 * least, activation="none").objective == 5
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_lowest_truncation_is_the_first_within_the_radius(seed, scale, activation):
+    """By trying every rank from 0 upwards."""
+    scores = scale * normal(40, 12, seed=seed) * torch.logspace(1, -1, 12, dtype=torch.float64)
+    directions = torch.linalg.qr(normal(12, 12, seed=seed + 10)).Q
+    offset = scale * normal(12, seed=seed + 20)
+    targets = offset + scores @ directions + 0.1 * scale * normal(40, 12, seed=seed + 30)
+    if activation == "relu":
+        targets = targets.relu()
+    outputs = OutputSet(targets, 0.1 * targets.norm().item(), activation, "hinge")
+    ranks = [
+        rank
+        for rank in range(13)
+        if outputs.violation(offset + scores[:, :rank] @ directions[:rank]) == 0
+    ]
+    assert 0 < ranks[0] < 12
+    assert lowest_truncation(outputs, offset, scores, directions) == ranks[0]
+    nothing = OutputSet(targets, 0.0, activation, "hinge")
+    assert lowest_truncation(nothing, offset, scores, directions) == 12

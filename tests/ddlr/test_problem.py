@@ -1,18 +1,39 @@
-"""Both solvers agree with independent ones, and their certificates hold when computed anew."""
+"""The layer solver agrees with independent ones, for both norms, and keeps what it promises."""
 
-import cvxpy as cp
-import numpy as np
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ddlr import CentredInputs, ConvergenceError, SolverStatus, WarmStart, certify, solve_low_rank
-from ddlr.proximal import L1, NUCLEAR
+from ddlr import ConvergenceError, SolverStatus, WarmStart, solve_low_rank
 from experiments.methods.cone_solvers import solve_reference
 from made_up import made_up_layer
 from nettrim import solve_sparse
 
 SOLVERS = {"nuclear": solve_low_rank, "l1": solve_sparse}
 SETS = ["nettrim", "hinge"]
+TOLERANCE = 1e-3
+
+layers = st.fixed_dictionaries(
+    {
+        "samples": st.integers(1, 200),
+        "in_features": st.integers(1, 40),
+        "out_features": st.integers(1, 40),
+        "activation": st.sampled_from(["relu", "none"]),
+        "seed": st.integers(0, 10**6),
+        "scale": st.sampled_from([1e-6, 1e-3, 1.0, 1e3, 1e6]),
+        "kind": st.sampled_from(["plain", "rank_deficient", "dead", "constant", "positive"]),
+    }
+)
+options = st.fixed_dictionaries(
+    {
+        "norm": st.sampled_from(sorted(SOLVERS)),
+        "constraint": st.sampled_from(["nettrim", "hinge"]),
+        "fraction": st.sampled_from([0.03, 0.1, 0.4]),
+    }
+)
 
 
 def deviation(inputs, targets, weight, bias, activation):
@@ -21,18 +42,6 @@ def deviation(inputs, targets, weight, bias, activation):
     if activation == "none":
         return outputs - targets
     return torch.where(targets > 0, outputs - targets, outputs.clamp(min=0))
-
-
-def lower_bound(inputs, targets, radius, dual, norm, constraint, activation):
-    """The dual value, after checking that the dual variable is feasible."""
-    active = targets > 0 if activation == "relu" else torch.ones_like(targets, dtype=torch.bool)
-    assert (dual[~active] <= 0).all()
-    assert dual.sum(dim=0).abs().max() <= 1e-9 * dual.abs().sum()
-    adjoint = dual.T @ inputs
-    size = torch.linalg.matrix_norm(adjoint, 2) if norm == "nuclear" else adjoint.abs().max()
-    assert size <= 1 + 1e-8
-    paid = dual if constraint == "hinge" else dual * active
-    return ((dual * targets)[active].sum() - radius * paid.norm()).item()
 
 
 @pytest.mark.parametrize("norm", SOLVERS)
@@ -65,52 +74,6 @@ def test_agrees_with_clarabel_on_the_smallest(norm, constraint):
     )
     assert ours.objective == pytest.approx(reference.objective, rel=1e-5)
     assert ours.lower_bound <= reference.objective * (1 + 1e-7)
-
-
-@pytest.mark.parametrize("norm", SOLVERS)
-@pytest.mark.parametrize("constraint", SETS)
-@pytest.mark.parametrize("activation", ["relu", "none"])
-def test_certificate_can_be_recomputed_from_the_result(norm, constraint, activation):
-    inputs, targets = made_up_layer(60, 12, 10, activation=activation, seed=3)
-    radius = 0.1 * targets.norm().item()
-    result = SOLVERS[norm](
-        inputs, targets, radius, activation=activation, constraint=constraint, tolerance=1e-3
-    )
-    assert result.status is SolverStatus.CONVERGED
-    bound = lower_bound(inputs, targets, radius, result.dual, norm, constraint, activation)
-    assert result.lower_bound == pytest.approx(bound, rel=1e-8)
-    order = "nuc" if norm == "nuclear" else 1
-    flat = result.weight if norm == "nuclear" else result.weight.flatten()
-    assert result.objective == pytest.approx(torch.linalg.norm(flat, order).item(), rel=1e-8)
-    assert result.relative_gap == pytest.approx((result.objective - bound) / result.objective)
-    assert abs(result.relative_gap) <= 1e-3
-    miss = deviation(inputs, targets, result.weight, result.bias, activation).norm().item()
-    assert result.violation == pytest.approx(max(0, miss / radius - 1), abs=1e-9)
-    assert result.violation <= 1e-3
-
-
-@pytest.mark.parametrize("norm", SOLVERS)
-@pytest.mark.parametrize("constraint", SETS)
-def test_any_dual_whatsoever_gives_a_lower_bound(norm, constraint):
-    inputs, targets = made_up_layer(20, 5, 4, seed=4)
-    radius = 0.2 * targets.norm().item()
-    best = solve_reference(
-        inputs, targets, radius, norm=norm, constraint=constraint, solver="CLARABEL"
-    )
-    for seed in range(20):
-        dual = torch.randn(targets.shape, generator=torch.Generator().manual_seed(seed)).double()
-        dual += 0.5 * targets
-        proof = certify(
-            best.weight,
-            best.bias,
-            dual,
-            inputs,
-            targets,
-            radius,
-            norm={"nuclear": NUCLEAR, "l1": L1}[norm],
-            constraint=constraint,
-        )
-        assert 0 <= proof.lower_bound <= best.objective * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("norm", SOLVERS)
@@ -220,15 +183,6 @@ def test_tensors_that_require_a_gradient_can_be_given(norm):
     assert not any(value.requires_grad for value in (result.weight, result.bias, result.dual))
 
 
-@pytest.mark.parametrize("norm", SOLVERS)
-def test_shared_geometry_changes_nothing(norm):
-    inputs, targets = made_up_layer(100, 15, 10, seed=9)
-    radius = 0.1 * targets.norm().item()
-    alone = SOLVERS[norm](inputs, targets, radius)
-    shared = SOLVERS[norm](CentredInputs(inputs), targets, radius)
-    assert torch.equal(alone.weight, shared.weight)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -251,27 +205,75 @@ def test_bad_arguments_are_named(norm, change, message):
         SOLVERS[norm](**arguments)
 
 
-@pytest.mark.parametrize("constraint", SETS)
-def test_with_the_bias_penalised_it_is_a_weight_like_the_others(constraint):
-    inputs, targets = made_up_layer(40, 9, 7, seed=11)
-    radius = 0.2 * targets.norm().item()
-    options = {"constraint": constraint, "penalise_bias": True}
-    ours = solve_sparse(inputs, targets, radius, tolerance=1e-5, max_iterations=50000, **options)
+def make(samples, in_features, out_features, activation, seed, scale, kind):
+    """A layer with an original weight behind it, so that the program is feasible."""
+    rank = max(1, in_features // 3) if kind == "rank_deficient" else None
+    inputs, _ = made_up_layer(samples, in_features, out_features, seed=seed, rank=rank)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out_features, in_features, generator=generator, dtype=torch.float64)
+    bias = torch.randn(out_features, generator=generator, dtype=torch.float64)
+    if kind == "constant":
+        inputs = inputs[:1].expand(samples, -1).clone()
+    outputs = inputs @ weight.T + bias
+    if kind == "dead":
+        outputs[:, ::2] -= outputs[:, ::2].amax(dim=0) + 1
+    if kind == "positive":
+        outputs -= outputs.amin(dim=0) - 1
+    targets = outputs.relu() if activation == "relu" else outputs
+    return scale * inputs, scale * targets
 
-    x, y = inputs.numpy(), targets.numpy()
-    weight, bias = cp.Variable((7, 9)), cp.Variable((7, 1))
-    outputs = x @ weight.T + np.ones((40, 1)) @ bias.T
-    slack, on = cp.Variable(y.shape, nonneg=True), y > 0
-    rules = [
-        cp.multiply(on, cp.abs(outputs - y)) <= slack,
-        cp.multiply(~on, outputs) <= (slack if constraint == "hinge" else 0),
-        cp.norm(slack, "fro") <= radius,
-    ]
-    best = cp.Problem(cp.Minimize(cp.sum(cp.abs(weight)) + cp.sum(cp.abs(bias))), rules)
-    best.solve(solver="CLARABEL")
-    assert ours.objective == pytest.approx(best.value, rel=1e-4)
-    own = ours.weight.abs().sum() + ours.bias.abs().sum()
-    assert own.item() == pytest.approx(ours.objective, rel=1e-9)
-    assert deviation(inputs, targets, ours.weight, ours.bias, "relu").norm() <= radius * (1 + 1e-5)
-    free = solve_sparse(inputs, targets, radius, constraint=constraint, tolerance=1e-5)
-    assert free.objective < ours.objective
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(layers, options)
+def test_every_solve_keeps_its_promise(layer, option):
+    inputs, targets = make(**layer)
+    radius = option["fraction"] * targets.norm().item()
+    result = SOLVERS[option["norm"]](
+        inputs,
+        targets,
+        radius,
+        activation=layer["activation"],
+        constraint=option["constraint"],
+        tolerance=TOLERANCE,
+        max_iterations=20000,
+    )
+    assert abs(result.relative_gap) <= TOLERANCE
+    assert result.lower_bound <= result.objective * (1 + TOLERANCE)
+    outputs = inputs @ result.weight.T + result.bias
+    final = outputs.relu() if layer["activation"] == "relu" else outputs
+    assert (final - targets).norm() <= radius * (1 + TOLERANCE)
+    miss = torch.where(targets > 0, outputs - targets, outputs.clamp(min=0))
+    if layer["activation"] == "none":
+        miss = outputs - targets
+    assert result.violation == pytest.approx(
+        max(0, miss.norm().item() / (radius or 1) - 1), abs=1e-9
+    )
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    st.fixed_dictionaries(
+        {
+            "samples": st.integers(2, 40),
+            "in_features": st.integers(1, 8),
+            "out_features": st.integers(1, 6),
+            "activation": st.sampled_from(["relu", "none"]),
+            "seed": st.integers(0, 10**6),
+            "scale": st.just(1.0),
+            "kind": st.sampled_from(["plain", "rank_deficient", "dead", "positive"]),
+        }
+    ),
+    options,
+)
+def test_random_layers_agree_with_scs(layer, option):
+    inputs, targets = make(**layer)
+    radius = option["fraction"] * targets.norm().item()
+    choice = {"activation": layer["activation"], "constraint": option["constraint"]}
+    ours = SOLVERS[option["norm"]](
+        inputs, targets, radius, tolerance=1e-5, max_iterations=100_000, **choice
+    )
+    # Its weights are of size 1: an objective of 1e-8 may well stand for 0, whatever its gap.
+    reference = solve_reference(
+        inputs, targets, radius, norm=option["norm"], tolerance=math.inf, **choice
+    )
+    assert ours.objective == pytest.approx(reference.objective, rel=1e-4, abs=1e-6)
