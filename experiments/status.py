@@ -1,6 +1,6 @@
 """Where a sweep stands: ``python -m experiments.status`` with the arguments of the sweep.
 
-python -m experiments.status +experiment=reproduce
+python -m experiments.status networks=lenets suite=convex
 python -m experiments.status model=lenet5 method=ddlr,nettrim method.relative_tolerance=0.1,0.2
 """
 
