@@ -17,7 +17,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 import ddlr
@@ -39,8 +38,9 @@ from experiments.runs.units import (
     record_path,
     run_key,
     settings,
+    state,
 )
-from experiments.status import planned, status
+from experiments.status import expanded, planned, status
 from experiments.training import choose_device
 from offline_wandb import entries
 
@@ -750,25 +750,23 @@ def experiments() -> list[str]:
 
 
 @pytest.mark.parametrize("experiment", experiments())
-def test_the_runs_of_every_experiment_are_allowed(experiment):
-    arguments = shlex.split(experiment)
+def test_the_runs_of_every_experiment_are_allowed_and_found_in_the_tables(experiment):
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        parsed = OverridesParser.create().parse_overrides(arguments)
-        single = [each.input_line for each in parsed if not each.is_sweep_override()]
-        whole = compose("compress", single, return_hydra_config=True)
-        runs = sweeping.expand(arguments, whole.hydra)
+        _, runs = expanded(shlex.split(experiment))
         for run in (runs[0], runs[-1]):
-            check_settings(compose("compress", run))
+            cfg = compose("compress", [*run, "finished_in=tables"])
+            check_settings(cfg)
+            if experiment != "suite=demo":
+                assert state(cfg, run_key(cfg))[0] == "finished"
 
 
 @pytest.mark.parametrize("suite", ["convex", "goals"])
 def test_runs_are_known_by_the_names_that_the_committed_tables_have(suite):
-    with (REPOSITORY / "results/sweeps.csv").open() as stream:
-        known = {row["run"] for row in csv.DictReader(stream)}
     networks = "lenets" if suite == "convex" else "mnist"
     one_network = ("model=lenet_300_100", "seed=0", "method.refit=layer", "method.order=cascade")
-    runs = planned([f"networks={networks}", f"suite={suite}", *one_network])
-    assert {run_key(cfg) for cfg in runs} <= known
+    grid = (f"networks={networks}", f"suite={suite}", *one_network)
+    runs = planned([*grid, "finished_in=tables"])
+    assert {state(cfg, run_key(cfg))[0] for cfg in runs} == {"finished"}
 
 
 def test_the_default_number_of_samples_is_no_more_than_there_are(tmp_path, digits):
