@@ -42,7 +42,6 @@ _BESIDE_THE_PAPER = (
     "networks=cifar10 suite=goals method=fewest_weights method.ridge=0.01 calibration_samples=5000 "
     "goal.kept_fraction=0.02,0.03,0.05 goal.tolerances=[0.05,0.08,0.12,0.2,0.3,0.5]",
 )
-_PATHS = ("data_dir", "results_dir", "checkpoint_dir", "record_dir", "output_dir", "cache_dir")
 
 # Column to its former words and the present ones.
 _RENAMED = {"refit": {"fixed": "layer"}, "constraint": {"net_trim": "nettrim"}}
@@ -78,10 +77,9 @@ _FORMER_DROPOUT = {"fc_nettrim": 0.5, "convnet_nettrim": 0.5, "vgg_small": 0.5}
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="paper")
 def main(cfg: DictConfig) -> None:
     GlobalHydra.instance().clear()  # it composes for one command at a time; this one's is done
-    paths = [f"{name}={cfg[name]}" for name in _PATHS]
     keys = {}
     for experiment in (*cfg.experiments, *_BESIDE_THE_PAPER):
-        runs = planned([*shlex.split(experiment), *paths])
+        runs = planned([*shlex.split(experiment), f"checkpoint_dir={cfg.checkpoint_dir}"])
         keys |= {former_key(run): run_key(run) for run in runs}
         log.info("%s: %d runs", experiment, len(runs))
     for name in TABLES:
