@@ -13,7 +13,8 @@ READY_DISTRIBUTED := .venv/ready-distributed
 
 # In a folder of its own: what is committed is compared with, not overwritten.
 REPRODUCED := results_dir=reproduced
-REPRODUCE := $(BIN)/python -m experiments.compress -m $(REPRODUCED) checkpoint_dir=results/checkpoints
+REPRODUCE := $(BIN)/python -m experiments.compress -m $(REPRODUCED) checkpoint_dir=results/checkpoints \
+	experiment_name=reproduce networks=lenets seed=0
 
 # In a folder of its own too. Products are so small that more threads only wait for each other.
 DEMO := results_dir=demo output_dir=demo/outputs
@@ -23,16 +24,16 @@ DEMO := results_dir=demo output_dir=demo/outputs
 demo: export OMP_NUM_THREADS := 1
 demo: $(READY)
 	$(BIN)/python -m experiments.train_baseline $(DEMO) dataset=digits model=mlp_digits
-	$(BIN)/python -m experiments.compress -m $(DEMO) +experiment=demo
-	$(BIN)/python -m experiments.compress -m $(DEMO) +experiment=demo \
+	$(BIN)/python -m experiments.compress -m $(DEMO) suite=demo
+	$(BIN)/python -m experiments.compress -m $(DEMO) suite=demo \
 		method=activation_svd method.refit=none
 	$(BIN)/python -m experiments.collect $(DEMO)
 	$(BIN)/python -m experiments.plot $(DEMO) tracking=none
 	@$(BIN)/python -m experiments.summary $(DEMO)
 
 reproduce: $(READY)
-	$(REPRODUCE) +experiment=reproduce
-	$(REPRODUCE) +experiment=reproduce_baselines
+	$(REPRODUCE) suite=convex method.order=parallel
+	$(REPRODUCE) suite=baselines
 	$(BIN)/python -m experiments.collect $(REPRODUCED)
 	$(BIN)/python -m experiments.plot $(REPRODUCED)
 	$(BIN)/python -m experiments.agreement

@@ -9,6 +9,7 @@ on another machine that has the tables alone. What fails is named at the end, wi
 """
 
 import logging
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,8 +51,8 @@ def main(cfg: DictConfig) -> None:
 
 
 def _sweeps(cfg: DictConfig) -> list[str]:
-    """Run the experiments that are not finished; return the names of those that failed."""
-    log.info("reading the experiments: %s", ", ".join(cfg.experiments))
+    """Run the experiments that are not finished; return those that failed."""
+    log.info("reading %d experiments", len(cfg.experiments))
     GlobalHydra.instance().clear()  # it composes for one command at a time; this one's is done
     sweeps = {name: _sweep(cfg, name) for name in cfg.experiments}
     runs = {name: _runs(overrides) for name, overrides in sweeps.items()}
@@ -143,10 +144,10 @@ def _paths(cfg: DictConfig) -> list[str]:
     return [f"{name}={cfg[name]}" for name in _PATHS]
 
 
-def _sweep(cfg: DictConfig, name: str) -> list[str]:
+def _sweep(cfg: DictConfig, experiment: str) -> list[str]:
     """The arguments of an experiment's sweep."""
-    own = [f"+experiment={name}", "finished_in=tables", f"rerun={str(cfg.rerun).lower()}"]
-    return [*own, *_paths(cfg), *cfg.sweep]
+    own = ["finished_in=tables", f"rerun={str(cfg.rerun).lower()}"]
+    return [*shlex.split(experiment), *own, *_paths(cfg), *cfg.sweep]
 
 
 def _runs(overrides: list[str]) -> dict[str, DictConfig]:

@@ -1,6 +1,6 @@
 """Where a sweep stands: ``python -m experiments.status`` with the arguments of the sweep.
 
-python -m experiments.status +experiment=reproduce
+python -m experiments.status networks=lenets suite=convex
 python -m experiments.status model=lenet5 method=ddlr,nettrim method.relative_tolerance=0.1,0.2
 """
 
@@ -32,10 +32,16 @@ def main() -> None:
 def planned(overrides: list[str]) -> list[DictConfig]:
     """The configs of a sweep's runs, composed as Hydra composes them."""
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        single = [each.input_line for each in parsed if not each.is_sweep_override()]
-        whole = compose("compress", overrides=single, return_hydra_config=True)
-        return [compose("compress", overrides=run) for run in expand(overrides, whole.hydra)]
+        _, runs = expanded(overrides)
+        return [compose("compress", overrides=run) for run in runs]
+
+
+def expanded(overrides: list[str]) -> tuple[DictConfig, list[list[str]]]:
+    """The config of a sweep as a whole, and its runs as their overrides; none is composed."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    single = [each.input_line for each in parsed if not each.is_sweep_override()]
+    whole = compose("compress", overrides=single, return_hydra_config=True)
+    return whole, expand(overrides, whole.hydra)
 
 
 def status(configs: list[DictConfig]) -> str:

@@ -1,9 +1,9 @@
 """A run as a unit of work: what it is, whether it is done, and that it is done once.
 
-A run is known by a hash of all that decides its result: its settings without paths, devices and
-tracking, the weights of its checkpoint, and its data. The hash names its record and its lock, and
-its row in the tables. With ``finished_in=tables`` a run counts as finished by its row too: so a
-machine that has the tables but not the records goes on where another one stopped.
+A run is known by a hash of all that decides its result: its `settings`, the weights of its
+checkpoint, and its data. The hash names its record and its lock, and its row in the tables. With
+``finished_in=tables`` a run counts as finished by its row too: so a machine that has the tables but
+not the records goes on where another one stopped.
 """
 
 import json
@@ -29,6 +29,21 @@ from experiments.runs.records import (
 
 FINISHED, RUNNING, FAILED, MISSING = "finished", "running", "failed", "missing"
 FINISHED_IN = ("records", "tables")
+
+# A choice among methods is at this value for a method whose config lacks it. In an identity a
+# setting at this value is left out: one that is added with it, or renamed, leaves runs known.
+_USUAL = {
+    "constraint": "hinge",
+    "refit": "none",
+    "order": "parallel",
+    "cascade_bound": USUAL_CASCADE_BOUND,
+    "ridge": USUAL_RIDGE,
+    "penalise_bias": False,
+    "tolerance": 1e-2,
+    "max_iterations": 5000,
+}
+# Entries of a method's config that are in its choices by another name, or decide no result.
+_NOT_DECIDING = ("_target_", "name", "relative_tolerance", "raise_on_failure")
 
 
 def run_key(cfg: DictConfig) -> str:
@@ -160,15 +175,12 @@ def choices(cfg: DictConfig) -> dict:
     A method whose config has no constraint is held to the bound in the sense of the hinge set.
     """
     goal, wanted = goal_of(cfg)
+    columns = ("constraint", "refit", "order", "cascade_bound", "ridge")
     return {
         "dataset": cfg.dataset.name,
         "model": cfg.model.name,
         "method": cfg.method.name,
-        "constraint": cfg.method.get("constraint", "hinge"),
-        "refit": cfg.method.get("refit", "none"),
-        "order": cfg.method.get("order", "parallel"),
-        "cascade_bound": cfg.method.get("cascade_bound", USUAL_CASCADE_BOUND),
-        "ridge": cfg.method.get("ridge", USUAL_RIDGE),
+        **{column: cfg.method.get(column, _USUAL[column]) for column in columns},
         "seed": cfg.seed,
         "goal": goal,
         "wanted": wanted,
@@ -202,18 +214,36 @@ def describe_any(cfg: DictConfig, otherwise: str) -> str:
 
 
 def settings(cfg: DictConfig) -> dict:
-    """What decides a run's result: its config without paths, devices and tracking."""
-    nodes = OmegaConf.to_container(cfg, resolve=True)
-    nodes["dataset"].pop("root")
-    nodes["model"].pop("training")
-    ridge = nodes["method"].pop("ridge", USUAL_RIDGE)
-    if ridge != USUAL_RIDGE:  # else as of runs from before it was a choice
-        nodes["method"]["ridge"] = float(ridge)  # 1 and 1.0 are one run
-    kept = ["dataset", "model", "method", "seed", "calibration_samples"]
-    if nodes["method"].get("cascade_bound") == USUAL_CASCADE_BOUND:  # likewise
-        nodes["method"].pop("cascade_bound")
-    if goal_of(cfg)[0] != ONE_TOLERANCE:
-        nodes["method"].pop("relative_tolerance")
-        nodes["goal"] = {name: value for name, value in nodes["goal"].items() if value is not None}
-        kept.append("goal")
-    return {key: nodes[key] for key in kept}
+    """What decides a run's result beside its checkpoint and its data, in the words of the tables.
+
+    Neither where code, data and results lie is in it, nor what a run is computed on, nor how its
+    network was trained, which the checkpoint stands for.
+    """
+    decides = choices(cfg)
+    decides.pop("relative_tolerance")  # it is what is wanted, or each layer has its own
+    decides["held_out"] = cfg.dataset.held_out
+    if decides["goal"] != ONE_TOLERANCE:
+        tolerances = cfg.goal.tolerances
+        decides["tolerances"] = None if tolerances is None else list(tolerances)
+    method = OmegaConf.to_container(cfg.method, resolve=True)
+    # What the choices say already is not said again.
+    said = decides.items()
+    own = {key: value for key, value in method.items() if (key, value) not in said}
+    own = {key: value for key, value in own.items() if key not in _NOT_DECIDING}
+    return _with_floats({**_unusual(decides), "method_settings": _unusual(own)})
+
+
+def _unusual(values: dict) -> dict:
+    return {
+        key: value for key, value in values.items() if key not in _USUAL or value != _USUAL[key]
+    }
+
+
+def _with_floats(values):
+    """The same with every whole number as a float: a ridge of 1 and one of 1.0 are one run."""
+    if isinstance(values, dict):
+        return {key: _with_floats(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_with_floats(value) for value in values]
+    is_whole = isinstance(values, int) and not isinstance(values, bool)
+    return float(values) if is_whole else values

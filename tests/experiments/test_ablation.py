@@ -1,19 +1,19 @@
 """The table of the ablation: sizes at equal drops of the runs that differ in one step each."""
 
+import shlex
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from experiments.configuration import CONFIG_PATH
 from experiments.report.ablation import METHODS, STEPS, ablation_sizes
 from experiments.report.tables import read_table, size_at_drop, write_table
+from experiments.status import expanded
 from made_up_tables import made_up_ablation
 
 DROPS = (0.5, 1.0)
@@ -110,21 +110,25 @@ def test_steps_are_compared_at_equal_samples_and_ridge(sweeps):
     pd.testing.assert_frame_equal(found.drop(columns="ridge"), table.drop(columns="ridge"))
 
 
-def runs_of(name: str) -> pd.DataFrame:
-    """The runs of an experiment's grid, from its file alone."""
-    cfg = OmegaConf.to_container(OmegaConf.load(Path(CONFIG_PATH) / f"experiment/{name}.yaml"))
-    grid = {"method.order": "parallel", **cfg["hydra"]["sweeper"]["params"]}
-    values = [str(choices).split(",") for choices in grid.values()]
-    runs = pd.DataFrame(product(*values), columns=[key.rpartition(".")[2] for key in grid])
-    return runs.assign(tolerances=str(cfg["goal"]["tolerances"]))
+def runs_of(experiment: str) -> pd.DataFrame:
+    """The runs of a sweep, from what it sets; in parallel order where it sets none."""
+    whole, runs = expanded(shlex.split(experiment))
+    rows = [dict(override.split("=", 1) for override in run) for run in runs]
+    runs = pd.DataFrame(rows).rename(columns=lambda key: key.rpartition(".")[2])
+    order = runs["order"] if "order" in runs else "parallel"
+    return runs.assign(order=order, tolerances=str(whole.goal.tolerances))
 
 
 def test_the_experiments_of_the_paper_have_every_step_at_the_same_tolerances():
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         listed = compose("paper").experiments
-    names = ["mnist_goals_baselines", "ablation_selected", "ablation", "mnist_goals"]
-    assert set(names) <= set(listed)
-    runs = pd.concat([runs_of(name) for name in names])
+        steps = [
+            *("networks=mnist suite=goals_baselines", "networks=mnist suite=goals"),
+            *(each for each in listed if "suite=ablation" in each),
+        ]
+        assert len(steps) == 4
+        assert set(steps) <= set(listed)
+        runs = pd.concat([runs_of(experiment) for experiment in steps])
     runs = runs[runs["model"].isin(["lenet_300_100", "lenet5"])]
     assert runs["tolerances"].nunique() == 1
     for closed_form, searched in METHODS.values():

@@ -124,7 +124,7 @@ def test_the_demo_writes_into_a_folder_of_its_own_and_needs_no_download():
         assert "results_dir=demo output_dir=demo/outputs" in step
     assert "demo/" in (REPOSITORY / ".gitignore").read_text().splitlines()
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        cfg = compose("compress", overrides=["+experiment=demo"])
+        cfg = compose("compress", overrides=["suite=demo"])
     assert (cfg.dataset.name, cfg.model.name, cfg.tracking.name) == ("digits", "mlp_digits", "none")
 
 
@@ -245,10 +245,10 @@ def test_a_wrong_value_is_named_with_what_would_be_right(override, messages, tmp
 
 def config_choices() -> list[tuple[str, ...]]:
     conf = Path(CONFIG_PATH)
-    groups = ("dataset", "model", "method", "tracking")
+    groups = ("dataset", "model", "method", "tracking", "networks")
     choices = [(f"{group}={path.stem}",) for group in groups for path in conf.glob(f"{group}/*")]
     choices.append(("launcher=local",))  # the others need their extras: tests_distributed
-    return choices + [(f"+experiment={path.stem}",) for path in conf.glob("experiment/*")]
+    return choices
 
 
 @pytest.mark.parametrize("overrides", config_choices(), ids="".join)

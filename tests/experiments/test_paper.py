@@ -50,9 +50,10 @@ def command(folder: Path, name: str, *overrides: str) -> subprocess.CompletedPro
 def paper(folder: Path, *overrides: str, sweep: tuple[str, ...] = ()) -> list[str]:
     """The arguments of a small paper: one experiment, on digits, with nothing measured."""
     sweep = ",".join(f'"{each}"' for each in (*QUICK, "method=nettrim", *sweep))
+    one = "'seed=0','method.order=parallel','method.refit=none'"
     return [
-        "experiments=[reproduce]",
-        f"sweep=[{sweep},'model=mlp_digits','method.relative_tolerance=0.4,0.5','method.refit=none']",
+        'experiments=["networks=lenets suite=convex"]',
+        f"sweep=[{one},{sweep},'method.relative_tolerance=0.4,0.5']",
         "measurements=[]",
         "conclusions=[collect]",
         *overrides,
@@ -139,13 +140,13 @@ def test_the_whole_is_run_and_then_found_done(tmp_path):
     first = command(tmp_path, "paper", *paper(tmp_path))
     assert first.returncode == 0, first.stderr
     assert "0 of 2 runs finished" in first.stdout
-    assert "reproduce: done; 2 of 2 runs finished" in first.stdout
+    assert "suite=convex: done; 2 of 2 runs finished" in first.stdout
     assert len(read_table(tmp_path / "results/sweeps.csv")) == 2
     assert (tmp_path / "results/sizes.csv").is_file()
     shutil.rmtree(tmp_path / "results/records")
     again = command(tmp_path, "paper", *paper(tmp_path))
     assert again.returncode == 0, again.stderr
-    assert "reproduce: finished already" in again.stdout
+    assert "suite=convex: finished already" in again.stdout
     assert not (tmp_path / "results/records").exists()
 
 
@@ -157,14 +158,15 @@ def test_on_a_terminal_a_line_shows_how_far_the_whole_is(tmp_path):
     os.close(terminal)
     shown = os.read(master, 1 << 16).decode()
     assert done.returncode == 0, shown
-    assert "0 of 2 runs finished; now reproduce" in shown
+    assert "0 of 2 runs finished; now networks=lenets suite=convex" in shown
 
 
 def test_what_fails_is_named_and_does_not_stop_the_rest(tmp_path):
     failing = paper(tmp_path, "measurements=[nothing]", sweep=("seed=0,7",))
     done = command(tmp_path, "paper", *failing)
     assert done.returncode == 1
-    assert "failed: reproduce, nothing; the same command does what is left" in done.stderr
+    left = "networks=lenets suite=convex, nothing; the same command does what is left"
+    assert f"failed: {left}" in done.stderr
     assert "train_baseline model=mlp_digits dataset=digits seed=7" in done.stderr
     assert len(read_table(tmp_path / "results/sweeps.csv")) == 2
 
@@ -201,13 +203,6 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"{len(before)} of 4 runs finished" in done.stdout
     assert len(read_table(tmp_path / "results/sweeps.csv")) == 4
-
-
-def test_every_experiment_of_the_paper_is_there():
-    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        cfg = compose("paper")
-    for name in cfg.experiments:
-        assert (Path(CONFIG_PATH) / f"experiment/{name}.yaml").is_file()
 
 
 # What is made again

@@ -4,6 +4,7 @@ import csv
 import os
 import pickle
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -37,8 +38,9 @@ from experiments.runs.units import (
     record_path,
     run_key,
     settings,
+    state,
 )
-from experiments.status import planned, status
+from experiments.status import expanded, planned, status
 from experiments.training import choose_device
 from offline_wandb import entries
 
@@ -52,6 +54,9 @@ QUICK = (
     "method.tolerance=0.1",
     "tracking=none",
 )
+
+EXPERIMENT = ("networks=lenets", "suite=convex", "model=lenet5", "seed=0", "method.order=cascade")
+RUNS_OF_SWEEP = 2 * 6 * 2  # methods, tolerances, refits
 
 
 def places(folder: Path) -> list[str]:
@@ -101,7 +106,15 @@ def test_a_run_is_known_by_what_decides_its_result(tmp_path):
     key = run_key(configured(tmp_path))
     elsewhere = [f"data_dir={tmp_path}", "device=cpu", "tracking=csv", "threads=1", "workers=2"]
     assert run_key(configured(tmp_path / "b", *elsewhere, "rerun=true")) == key
-    for change in ("method.relative_tolerance=0.4", "seed=1", "dataset.held_out=100"):
+    # Where code lies, how a checkpoint was trained, and what becomes of a run that fails.
+    for change in ("method._target_=a.b", "model._target_=a.b", "+model.dropout=0.1"):
+        assert run_key(configured(tmp_path, change)) == key
+    assert run_key(configured(tmp_path, "method.raise_on_failure=true")) == key
+    # A setting that is added changes no run while it has its usual value.
+    assert run_key(configured(tmp_path, "~method.penalise_bias")) == key
+    changes = ("method.relative_tolerance=0.4", "seed=1", "dataset.held_out=100", "method=ddlr")
+    further = ("method.penalise_bias=true", "method.tolerance=0.2", "+method.unheard_of=1")
+    for change in (*changes, *further):
         assert run_key(configured(tmp_path, change)) != key
     shutil.copytree(REPOSITORY / "results/checkpoints", tmp_path / "checkpoints")
     own = f"checkpoint_dir={tmp_path}/checkpoints"
@@ -125,7 +138,7 @@ def test_a_finished_run_is_skipped_before_anything_is_loaded(tmp_path, monkeypat
 def test_the_usual_ridge_is_that_of_runs_from_before_there_was_a_choice(tmp_path):
     usual, more = configured(tmp_path), configured(tmp_path, "method.ridge=1.0")
     assert USUAL_RIDGE == RIDGE == usual.method.ridge
-    assert "ridge" not in settings(usual)["method"]
+    assert "ridge" not in settings(usual)
     assert run_key(usual) != run_key(more) == run_key(configured(tmp_path, "method.ridge=1"))
     assert ("ridge" in describe(usual), "ridge 1 " in describe(more)) == (False, True)
     assert [choices(cfg)["ridge"] for cfg in (usual, more)] == [RIDGE, 1.0]
@@ -234,8 +247,8 @@ def test_status_tells_what_is_finished_running_failed_and_missing(tmp_path):
 
 
 def test_status_reads_the_grid_of_an_experiment(tmp_path):
-    shown = planned(["+experiment=reproduce", "model=lenet5", *places(tmp_path)])
-    assert len(shown) == 24
+    shown = planned([*EXPERIMENT, *places(tmp_path)])
+    assert len(shown) == RUNS_OF_SWEEP
     assert {cfg.model.name for cfg in shown} == {"lenet5"}
 
 
@@ -514,8 +527,7 @@ def test_outcomes_of_an_earlier_sweep_in_the_same_folder_do_not_count(tmp_path):
     assert "sweep: 1 runs finished, 0 failed, 0 not done" in done.stderr
 
 
-SWEEP = ("+experiment=reproduce", "model=lenet5", "verbosity=quiet", "tracking=none")
-RUNS_OF_SWEEP = 24
+SWEEP = (*EXPERIMENT, "verbosity=quiet", "tracking=none")
 
 
 @pytest.fixture
@@ -618,12 +630,12 @@ def test_all_jobs_of_a_sweep_and_no_others_share_a_folder_of_outcomes(sweep):
         (["method=choice(svd,ddlr,nettrim)", "seed=range(3)"], 9),
         (["method=glob(magnitude*)"], 2),
         (["method=glob(*, exclude=[*_*, svd])"], 3),  # ddlr, magnitude and nettrim
-        (["+experiment=mine"], 4),
-        (["+experiment=mine", "method=svd"], 2),
+        (["suite=mine"], 4),
+        (["suite=mine", "method=svd"], 2),
     ],
 )
 def test_runs_are_counted_whatever_makes_them(overrides, runs, tmp_path):
-    own = tmp_path / "experiment/mine.yaml"
+    own = tmp_path / "suite/mine.yaml"
     own.parent.mkdir()
     params = {"method": "glob(magnitude*)", "method.relative_tolerance": "${grid}"}
     content = {"grid": "0.1,0.2", "hydra": {"sweeper": {"params": params}}}
@@ -732,27 +744,29 @@ def test_a_goal_s_tolerances_without_a_goal_are_refused(tmp_path):
         compress.run(configured(tmp_path, "goal.tolerances=[0.1]"), group="g")
 
 
-def experiment_names() -> list[str]:
-    names = sorted(path.stem for path in (Path(CONFIG_PATH) / "experiment").glob("*.yaml"))
-    return [name for name in names if not name.startswith("benchmark")]  # of another command
-
-
-@pytest.mark.parametrize("name", experiment_names())
-def test_the_runs_of_every_experiment_are_allowed(name):
+def experiments() -> list[str]:
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        whole = compose("compress", [f"+experiment={name}"], return_hydra_config=True)
-        runs = sweeping.expand([f"+experiment={name}"], whole.hydra)
+        return [*compose("paper").experiments, "suite=demo"]
+
+
+@pytest.mark.parametrize("experiment", experiments())
+def test_the_runs_of_every_experiment_are_allowed_and_found_in_the_tables(experiment):
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        _, runs = expanded(shlex.split(experiment))
         for run in (runs[0], runs[-1]):
-            check_settings(compose("compress", run))
+            cfg = compose("compress", [*run, "finished_in=tables"])
+            check_settings(cfg)
+            if experiment != "suite=demo":
+                assert state(cfg, run_key(cfg))[0] == "finished"
 
 
-@pytest.mark.parametrize("name", ["mnist_convex", "mnist_goals"])
-def test_runs_are_known_by_the_names_that_the_committed_tables_have(name):
-    with (REPOSITORY / "results/sweeps.csv").open() as stream:
-        known = {row["run"] for row in csv.DictReader(stream)}
+@pytest.mark.parametrize("suite", ["convex", "goals"])
+def test_runs_are_known_by_the_names_that_the_committed_tables_have(suite):
+    networks = "lenets" if suite == "convex" else "mnist"
     one_network = ("model=lenet_300_100", "seed=0", "method.refit=layer", "method.order=cascade")
-    runs = planned([f"+experiment={name}", *one_network])
-    assert {run_key(cfg) for cfg in runs} <= known
+    grid = (f"networks={networks}", f"suite={suite}", *one_network)
+    runs = planned([*grid, "finished_in=tables"])
+    assert {state(cfg, run_key(cfg))[0] for cfg in runs} == {"finished"}
 
 
 def test_the_default_number_of_samples_is_no_more_than_there_are(tmp_path, digits):
