@@ -11,12 +11,12 @@ from ddlr.method import Method, SolveCache
 from ddlr.walk import WalkSettings
 
 # The other keys are options of the method itself.
-_OF_THE_WALK = ("relative_tolerance", "refit", "order", "cascade_bound", "raise_on_failure")
+OF_THE_WALK = ("relative_tolerance", "refit", "order", "cascade_bound", "raise_on_failure")
 
 
 def method_of(node: DictConfig) -> Method:
     """The method, with its options."""
-    own = {key: value for key, value in node.items() if key not in ("name", *_OF_THE_WALK)}
+    own = {key: value for key, value in node.items() if key not in ("name", *OF_THE_WALK)}
     return instantiate(own, _partial_=True)()  # called here: Hydra would wrap its errors
 
 

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 import ddlr
 from experiments.configuration import CONFIG_PATH, REPOSITORY
+from experiments.methods.configured import OF_THE_WALK
 from experiments.training import train
 
 CONF = Path(CONFIG_PATH)
@@ -25,7 +26,7 @@ SWEPT = ("suite", "networks")
 # Left out where a node becomes an object.
 NOT_ARGUMENTS = ("_target_", "name", "training")
 # Nodes whose entries are handed to a function by their names.
-HANDED_TO = {"training": train, "goal": ddlr.compress_to_goal}
+HANDED_TO = {"training": train, "goal": ddlr.Goal}
 # Read as `settings[solver]`.
 BY_NAME = ("SCS", "CLARABEL", "MOSEK")
 # It lists what settings can be, and uses none of them.
@@ -134,6 +135,9 @@ def _is_object(value) -> bool:
 
 
 def _arguments(function) -> set[str]:
+    method = getattr(function, "__self__", None)
+    if isinstance(method, ddlr.Method):  # its options; `with_options` refuses any other
+        return {*method.options, *method.refit_options, *OF_THE_WALK}
     return set(inspect.signature(function).parameters)
 
 
@@ -231,6 +235,7 @@ def conf(tmp_path) -> Path:
         ("launcher/joblib.yaml", "unheard_of: 1", "unheard_of"),
         ("model/lenet5.yaml", "unheard_of: 1", "model.unheard_of"),
         ("model/lenet5.yaml", "  unheard_of: 1", "model.training.unheard_of"),
+        ("method/ddlr.yaml", "unheard_of: 1", "method.unheard_of"),
         ("tracking/csv.yaml", "unheard_of: 1", "tracking.unheard_of"),
     ],
 )
@@ -260,5 +265,5 @@ def test_a_file_that_nothing_composes_is_found(file, conf):
 
 
 def test_a_target_that_does_not_exist_is_found(conf):
-    (conf / "method/svd.yaml").write_text("_target_: experiments.methods.baselines.svdd\n")
-    assert dead_targets(conf) == {"experiments.methods.baselines.svdd"}
+    (conf / "method/svd.yaml").write_text("_target_: experiments.methods.closed_forms.SVDD\n")
+    assert dead_targets(conf) == {"experiments.methods.closed_forms.SVDD"}
