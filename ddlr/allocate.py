@@ -51,16 +51,16 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
             for option in choices
         ]
         last = choices
-    found = _unbeaten([each for allocations in joined for each in allocations])
+    unbeaten = _unbeaten([each for allocations in joined for each in allocations])
     untouched = [choices[0] for choices in options.values()]
-    if any(found[-1].tolerances.values()) and not any(
+    if any(unbeaten[-1].tolerances.values()) and not any(
         option.tolerance or option.divergence for option in untouched
     ):
         # Equalled by a smaller one, or beaten by rounding.
         size = sum(option.parameters for option in untouched)
-        found = found[: _FRONTIER_AT_MOST - 1]
-        found.append(Allocation(size, 0.0, dict.fromkeys(options, 0.0)))
-    return found
+        unbeaten = unbeaten[: _FRONTIER_AT_MOST - 1]
+        unbeaten.append(Allocation(size, 0.0, dict.fromkeys(options, 0.0)))
+    return unbeaten
 
 
 def _joined(allocation: Allocation, name: str, option: Option, before: Option) -> Allocation:

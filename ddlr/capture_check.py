@@ -12,7 +12,7 @@ from ddlr.identity import check_model
 from ddlr.trials import hooked, trace, traced_modules
 from ddlr.untouched import untouched
 
-# Of the inputs of a layer in two passes of one network, which may be rounded differently.
+# How far the inputs of a layer may differ in two passes of one network, by rounding.
 _SAME_INPUTS, _SAME_INPUTS_HALF = 1e-5, 1e-2
 
 

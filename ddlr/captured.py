@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.constraints import OutputSet
-from ddlr.hooks import feeds_only
+from ddlr.hooks import is_sole_consumer
 from ddlr.inputs import CentredInputs
 from ddlr.method import LayerProblem
 from ddlr.routes import Route
@@ -56,7 +56,7 @@ class CapturedLayer:
         The layer's output, after its activation.
     activation : {"relu", "none"}
     weight, bias : Tensor
-        Of the layer that was captured; a missing bias is zero.
+        The layer's own, as they were captured; a missing bias is zero.
     read : Tensor, optional, shape (out_features,)
         Which outputs something uses; targets of the others are zero. All where it is None.
     whole_targets : Tensor, optional
@@ -176,11 +176,11 @@ class CapturedLayers:
     ) -> bool:
         """Whether one layer has another's outputs for its inputs, and nothing else reads them.
 
-        Tried out on all calibration samples, see `ddlr.hooks.feeds_only`, once for each pair.
+        Tried out on all calibration samples, see `ddlr.hooks.is_sole_consumer`, once for each pair.
         """
         pair = (layer.name, following.name)
         if pair not in self._consumers:
-            self._consumers[pair] = layer.is_input_of(following) and feeds_only(
+            self._consumers[pair] = layer.is_input_of(following) and is_sole_consumer(
                 model, *pair, self.batches
             )
         return self._consumers[pair]

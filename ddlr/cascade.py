@@ -16,7 +16,7 @@ from ddlr.untouched import untouched
 
 CASCADE_BOUNDS = ("tolerance", "inherited")
 
-# Of the error that the original weights make on compressed inputs; as in Net-Trim's cascade.
+# Factor on the error that the original weights make on compressed inputs, as in Net-Trim's cascade.
 _CASCADE_SLACK = math.sqrt(1.1)
 
 

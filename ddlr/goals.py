@@ -39,7 +39,7 @@ class Option:
     parameters : int
         Weights of the layer.
     divergence : float
-        Of the network's outputs, where this layer alone is compressed.
+        How far the network's outputs move, where this layer alone is compressed.
     inputs_dropped : int
         Inputs for which the layer has no weights.
     parameters_per_output : int
@@ -175,14 +175,14 @@ def settled(
             raise ValueError("max_accuracy_drop needs labels: held_out must be (inputs, labels)")
         if isinstance(inputs, Tensor):
             inputs, labels = read_held_out(inputs if labels is None else (inputs, labels))
-        found = _held_out_outputs(model, inputs)
+        held_out = _held_out_outputs(model, inputs)
         if output in ("classes", "binary"):
-            check_outputs(found, output)
+            check_outputs(held_out, output)
         counted = labels if goal.name == "max_accuracy_drop" else None
-        output = settled_output(output, found, counted, goal.name)
-        _check_predictions([*found, *calibrated], [len(each) for each in inputs], output)
+        output = settled_output(output, held_out, counted, goal.name)
+        _check_predictions([*held_out, *calibrated], [len(each) for each in inputs], output)
         if counted is not None:
-            for some, each in zip(counted, found, strict=True):
+            for some, each in zip(counted, held_out, strict=True):
                 checked_labels(some, each, output)
     check_outputs(calibrated, output or "values")
     return SettledGoal(goal.name, goal.wanted, inputs, labels, output)
@@ -271,7 +271,7 @@ def measure_of(
                 ],
                 samples,
             )
-            # Of the difference of two such means, hence the 2: other samples scatter, too.
+            # The 2 is for the difference of two such means: other samples scatter, too.
             # With two more losses and gains it is sensible also where few samples changed.
             spread = torch.cat([lost, lost.new_tensor([100.0, 100.0, -100.0, -100.0])]).std().item()
             margin = _NORMAL_QUANTILE * spread * math.sqrt(2 / len(lost))
@@ -312,7 +312,7 @@ def budget_of(goal: SettledGoal, captured: CapturedLayers) -> int | None:
 
 
 def _wilson_interval(share: float, samples: int) -> tuple[float, float]:
-    """Of the share that as many other samples would show; sensible also where it is 0 or 1.
+    """An interval for the share that as many other samples would show, also where it is 0 or 1.
 
     The interval of Wilson (1927) with half the samples, since the others scatter, too.
     """

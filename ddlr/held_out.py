@@ -103,7 +103,7 @@ def settled_output(
     ----------
     output : {"classes", "binary"}, optional
     outputs : sequence of Tensor
-        Of held-out samples.
+        Those that the network gives for held-out samples.
     labels : sequence of Tensor, optional
     goal : str
         Its name, for the error.
@@ -151,10 +151,10 @@ def checked_labels(labels: Tensor, outputs: Tensor, output: Output) -> Tensor:
 
 def class_labels(labels: Tensor, outputs: Tensor) -> Tensor:
     """Whole numbers below the number of classes, of the shape of outputs without the last."""
-    shape, wanted = tuple(labels.shape), tuple(outputs.shape[:-1])
-    if shape == (*wanted, 1):
+    shape, expected = tuple(labels.shape), tuple(outputs.shape[:-1])
+    if shape == (*expected, 1):
         labels = labels[..., 0]
-    elif shape != wanted:
+    elif shape != expected:
         hint = ""
         if shape == tuple(outputs.shape):
             hint = (
@@ -169,7 +169,7 @@ def class_labels(labels: Tensor, outputs: Tensor) -> Tensor:
         raise ValueError(
             f"held_out has labels of shape {shape} for a network's output of shape "
             f"{tuple(outputs.shape)}, whose last dimension is classes; labels must be of shape "
-            f"{wanted}{hint}"
+            f"{expected}{hint}"
         )
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(
@@ -187,14 +187,14 @@ def class_labels(labels: Tensor, outputs: Tensor) -> Tensor:
 
 def binary_labels(labels: Tensor, outputs: Tensor) -> Tensor:
     """Labels 0 and 1 for each logit, as bool."""
-    shape, wanted = tuple(labels.shape), tuple(outputs.shape)
-    if shape != wanted and (*shape, 1) != wanted and shape != (*wanted, 1):
+    shape, expected = tuple(labels.shape), tuple(outputs.shape)
+    if shape != expected and (*shape, 1) != expected and shape != (*expected, 1):
         raise ValueError(
             f'held_out has labels of shape {shape}; for output="binary" they must have that of the '
-            f"network's output, {wanted}"
+            f"network's output, {expected}"
         )
     if not bool(((labels == 0) | (labels == 1)).all()):
         raise ValueError(
             'held_out has labels that are neither 0 nor 1; for output="binary" they must be'
         )
-    return (labels == 1).reshape(wanted).to(outputs.device)
+    return (labels == 1).reshape(expected).to(outputs.device)

@@ -17,8 +17,8 @@ __all__ = [
     "capture",
     "checked",
     "evaluating",
-    "feeds_only",
     "given_to",
+    "is_sole_consumer",
     "outputs_of",
     "reaches",
     "run_batches",
@@ -215,11 +215,11 @@ def try_relu(
     return again
 
 
-def _agrees(wanted: Trace, model: nn.Module, names, arguments, keywords, *hooks) -> bool:
+def _agrees(expected: Trace, model: nn.Module, names, arguments, keywords, *hooks) -> bool:
     """Whether a pass with hooks has the same trace; not, if it fails."""
     with random_state_kept(), hooked(*hooks):
         try:
-            return agree(wanted, trace(model, names, arguments, keywords))
+            return agree(expected, trace(model, names, arguments, keywords))
         except Exception:
             return False
 
@@ -311,7 +311,9 @@ def outputs_of(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     return torch.cat(rows)
 
 
-def feeds_only(model: nn.Module, name: str, following: str, batches: Sequence[Tensor]) -> bool:
+def is_sole_consumer(
+    model: nn.Module, name: str, following: str, batches: Sequence[Tensor]
+) -> bool:
     """Whether a layer's outputs reach the network's outputs through one other layer alone.
 
     Tried out on all batches: the layer's outputs are set to zero, and moved far up, while the other

@@ -175,9 +175,9 @@ def inherit(old: nn.Module, new: nn.Module) -> nn.Module:
     }
     weights = any(trained[False])
     for name, parameter in new.named_parameters():
-        wanted = any(trained[True]) if _is_bias(name) and trained[True] else weights
-        if parameter.requires_grad != wanted:
-            parameter.requires_grad_(wanted)
+        trains = any(trained[True]) if _is_bias(name) and trained[True] else weights
+        if parameter.requires_grad != trains:
+            parameter.requires_grad_(trains)
     return new.train(old.training)
 
 
@@ -194,10 +194,10 @@ def is_linear_map(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> bool:
     if not (isinstance(weight, Tensor) and weight.is_floating_point()):
         return False
     try:
-        wanted = functional.linear(inputs, weight, layer.bias)
-        off = torch.linalg.vector_norm((outputs - wanted).double())
+        expected = functional.linear(inputs, weight, layer.bias)
+        off = torch.linalg.vector_norm((outputs - expected).double())
         within = _LINEAR_WITHIN * torch.finfo(outputs.dtype).eps
-        norm = torch.linalg.vector_norm(wanted.double())
+        norm = torch.linalg.vector_norm(expected.double())
     except (RuntimeError, TypeError):
         return False
     # What is not finite is named with the layer's activations.

@@ -41,7 +41,7 @@ class LayerProblem:
         Frobenius bound on the output error, in units of `targets`.
     activation : {"relu", "none"}
     weight, bias : Tensor
-        Of the original layer; a solver begins there.
+        The original layer's own; a solver begins there.
     original_inputs : bool
         False in cascade order, where layers before this one have been compressed.
     """
@@ -140,13 +140,13 @@ class Method:
 
     def check(self, refit: str, order: str) -> None:
         """Raise a ValueError if the method does not have a refit or an order."""
-        for name, value, all_values, own in (
+        for name, value, all_values, available in (
             ("refit", refit, REFITS, self.refits),
             ("order", order, ORDERS, self.orders),
         ):
             one_of(value, name, all_values)
-            if value not in own:
-                raise ValueError(f"{name} is {value!r}; method {self.name!r} has {own}")
+            if value not in available:
+                raise ValueError(f"{name} is {value!r}; method {self.name!r} has {available}")
 
 
 def solve_problem(

@@ -28,7 +28,7 @@ class Settings:
     tolerance : float
         Bound on the certified gap of each convex solve; 1e-2.
     max_iterations : int
-        Of each convex solve; 5000.
+        The most iterations of each convex solve; 5000.
     ridge : float
         How strongly a weight stays where it began (in a refit at the solved weight, in a search for
         rank or inputs at the original one) in directions that the samples hardly show, in units of

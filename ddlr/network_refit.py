@@ -60,9 +60,9 @@ def refit_network(
     learning_rate : float
         The highest.
     temperature : float
-        Of logits.
+        Divides logits before their softmax.
     seed : int
-        Of the order of samples.
+        Decides the order of samples.
 
     Returns
     -------
@@ -82,16 +82,19 @@ def refit_network(
     temperature = as_number(temperature, "temperature", positive=True)
     device = next(original.parameters()).device
     batches = _joined(calibration, device)
-    wanted = [outputs_by_batch(original, batch.split(_BATCH)) for batch in batches]
-    wanted = [_of_samples(outputs, batch) for outputs, batch in zip(wanted, batches, strict=True)]
-    check_outputs(wanted, output)
+    original_outputs = [outputs_by_batch(original, batch.split(_BATCH)) for batch in batches]
+    original_outputs = [
+        _of_samples(outputs, batch)
+        for outputs, batch in zip(original_outputs, batches, strict=True)
+    ]
+    check_outputs(original_outputs, output)
     refitted = copy.deepcopy(compressed)
     if all(
         torch.equal(torch.cat(outputs_by_batch(refitted, batch.split(_BATCH))), before)
-        for batch, before in zip(batches, wanted, strict=True)
+        for batch, before in zip(batches, original_outputs, strict=True)
     ):
         return refitted
-    loss_of = training_loss(wanted, output, temperature)
+    loss_of = training_loss(original_outputs, output, temperature)
     refitted.requires_grad_(False)
     moving = [
         parameter for name in layers for parameter in refitted.get_submodule(name).parameters()
@@ -107,7 +110,7 @@ def refit_network(
         for _ in range(epochs):
             for place, chosen in _minibatches(batches, batch_size, generator):
                 outputs = one_tensor(refitted(batches[place][chosen]))
-                loss = loss_of(wanted[place][chosen], outputs)
+                loss = loss_of(original_outputs[place][chosen], outputs)
                 if not loss.requires_grad:
                     raise ValueError(
                         "the network's output has no gradient towards the layers to refit; it "
@@ -209,7 +212,7 @@ def _measured_again(result: CompressionResult, captured: CapturedLayers) -> Comp
             layer = with_inputs_of(result.model, layer, captured.batches)
         stored = result.model.get_submodule(report.name)
         unread = result.unread.get(report.name, torch.zeros_like(layer.live_out))
-        if result.drops_unused:
+        if result.drops_unread:
             layer = layer.reading(~unread)
         moved = measured_layer(
             stored, layer, report.relative_tolerance, report.relative_bound, None

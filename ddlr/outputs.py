@@ -108,7 +108,7 @@ def divergence(original: Outputs, outputs: Outputs, output: Output) -> float:
     Parameters
     ----------
     original, outputs : Tensor, or sequence of Tensor
-        Of the same shapes. The mean over the samples of all is taken.
+        They have the same shapes. The mean over the samples of all is taken.
     output : {"classes", "binary", "values"} or callable
         "classes": the Kullback-Leibler divergence of the probabilities of classes, from logits
         along the last dimension; "binary": the same of each logit's two answers; "values": the
@@ -127,19 +127,22 @@ def divergence(original: Outputs, outputs: Outputs, output: Output) -> float:
     pairs = list(zip(original, outputs, strict=True))
     if callable(output):
         samples = sum(len(one) for one in original)
-        found = sum(len(one) * float(output(one, other)) for one, other in pairs) / samples
-        if found < -_ZERO:
-            raise ValueError(f"output is a function that gives {found:g}; it must not be negative")
+        distance = sum(len(one) * float(output(one, other)) for one, other in pairs) / samples
+        if distance < -_ZERO:
+            raise ValueError(
+                f"output is a function that gives {distance:g}; it must not be negative"
+            )
     elif output == "values":
-        found = relative_error(original, outputs) ** 2
+        distance = relative_error(original, outputs) ** 2
     else:
         total = sum(_kullback_leibler(one, other, output) for one, other in pairs)
-        found = (total / sum(_rows(one, output) for one in original)).item()
-    if not math.isfinite(found):
+        distance = (total / sum(_rows(one, output) for one in original)).item()
+    if not math.isfinite(distance):
         raise OutputError(
-            f"the network's output and the original's are {found} apart; it must be a finite number"
+            f"the network's output and the original's are {distance} apart; "
+            "it must be a finite number"
         )
-    return found
+    return distance
 
 
 def training_loss(

@@ -107,7 +107,7 @@ class LayerReport:
     violation : float
         max(0, ||D||_F / radius - 1) of the stored layer, over the outputs that something reads.
     status, relative_gap, iterations, seconds
-        Of the solve that chose the weight.
+        They are those of the solve that chose the weight.
     outputs_dropped : int
         Outputs without weights because the next layer has none for them. Nothing is promised of
         them, and nothing reads them.
@@ -121,7 +121,7 @@ class LayerReport:
         to the norm of the original outputs that the bound was given for: all of them, or for
         "fewest_weights" those that the next layer reads.
     shortfall : float
-        Of the solve, see `SolverResult`.
+        That of the solve, see `SolverResult`.
     """
 
     name: str
@@ -184,7 +184,7 @@ class CompressionResult:
 
     `goal` is there if the network was compressed to one. `order` says on which inputs the layers
     were solved and measured: "parallel", the original network's; "cascade", those that the
-    compressed layers before them give. `drops_unused` says whether the bounds leave out outputs
+    compressed layers before them give. `drops_unread` says whether the bounds leave out outputs
     that the next layer does not read. `unread` says by layer which of its outputs nothing reads,
     shape (out_features,): their weights are zero, and bounds are not about them.
     """
@@ -193,7 +193,7 @@ class CompressionResult:
     layers: tuple[LayerReport, ...]
     goal: GoalReport | None = None
     order: str = "parallel"
-    drops_unused: bool = False
+    drops_unread: bool = False
     unread: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddlr.captured import CapturedLayer
 from ddlr.dead_weights import has_dead_weights, remove_dead_weights
-from ddlr.hooks import feeds_only
+from ddlr.hooks import is_sole_consumer
 from ddlr.identity import is_plain, shares_with
 from ddlr.layers import LowRankLinear
 from ddlr.result import SolverResult
@@ -46,7 +46,7 @@ def remove_unread(
     pairs = [pair for pair in adjacent if all(_has_own_weights(layers[name]) for name in pair)]
     if not any(has_dead_weights(layers[one], layers[other]) for one, other in pairs):
         return {}
-    pairs = [pair for pair in pairs if feeds_only(model, *pair, batches)]
+    pairs = [pair for pair in pairs if is_sole_consumer(model, *pair, batches)]
     pairs = [
         pair for pair in pairs if not any(shares_with(compressed, layers[name]) for name in pair)
     ]

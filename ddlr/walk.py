@@ -92,7 +92,7 @@ def compress_layers(
     model : nn.Module
         Is left untouched.
     captured : CapturedLayers
-        Of this network.
+        What was captured of this network.
     method : Method
     relative_tolerance : float, or mapping of layer name to float
         Bound on each layer's output error, relative to the Frobenius norm of its output.
@@ -137,12 +137,12 @@ def compress_layers(
         result = _checked(layer.name, result, settings.raise_on_failure)
         original = compressed.get_submodule(layer.name)
         replacement = _stored(original, layer, result, method)
-        own = replacement
+        stored = replacement
         if replacement is original and not is_plain(original):
-            own = _whole(original, layer)
-        measured.append(measured_layer(own, layer, tolerances[layer.name], bound, result))
+            stored = _whole(original, layer)
+        measured.append(measured_layer(stored, layer, tolerances[layer.name], bound, result))
         compressed = replace_layer(compressed, layer.name, replacement)
-        report = measured[-1].report(own)
+        report = measured[-1].report(stored)
         _log(report)
         if on_layer is not None:
             on_layer(report)
@@ -155,7 +155,7 @@ def compress_layers(
             for each in measured
         ),
         order=settings.order,
-        drops_unused=method.drops_unread,
+        drops_unread=method.drops_unread,
         unread={each.name: each.unread(unread.get(each.name)) for each in measured},
     )
 
@@ -337,7 +337,7 @@ def _stored(
 
 
 def _whole(original: nn.Linear, captured: CapturedLayer) -> nn.Linear:
-    """The layer with a weight of its own, where it computes it from others."""
+    """The layer with a weight of its stored, where it computes it from others."""
     bias = None if original.bias is None else captured.bias
     return store_linear(captured.weight, bias).to(next(original.parameters()))
 

@@ -116,7 +116,7 @@ def layer_errors(judged: Judged, compressed: CompressionResult) -> dict[str, flo
         inputs, outputs = judged.held_out_layers[name]
         stored = compressed.model.get_submodule(name)
         read = ~compressed.unread[name]
-        if compressed.drops_unused:
+        if compressed.drops_unread:
             outputs = outputs * read
         produced = _activated(stored(inputs), judged.activations[name])
         norm = torch.linalg.vector_norm(outputs).item()

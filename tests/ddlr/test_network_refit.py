@@ -104,7 +104,7 @@ def error_and_violation(after, layer, stored, inputs, bound: float) -> tuple[flo
     """The relative error, and by how much ||D||_F is over its bound, of outputs that are read."""
     read = ~after.unread[layer.name]
     produced, targets = stored(inputs)[:, read].double(), layer.targets[:, read].double()
-    norm = (targets if after.drops_unused else layer.targets.double()).norm()
+    norm = (targets if after.drops_unread else layer.targets.double()).norm()
     relu = layer.activation == "relu"
     error = ((produced.relu() if relu else produced) - targets).norm() / norm
     off = (targets == 0) & relu

@@ -252,7 +252,7 @@ def test_on_selected_inputs_the_outputs_that_are_read_keep_the_promise(
     before = copy.deepcopy(network.state_dict())
     result = activation_svd_selected(network, captured, relative_tolerance=tolerance)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-    assert result.drops_unused and result.order == "parallel"
+    assert result.drops_unread and result.order == "parallel"
     stored = [result.model.get_submodule(report.name) for report in result.layers]
     places = zip(captured.layers, result.layers, stored, [*stored[1:], None], strict=True)
     for layer, report, here, following in places:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import ddlr
 from ddlr import CapturedLayers, LowRankLinear, SolverStatus
-from ddlr.hooks import feeds_only
+from ddlr.hooks import is_sole_consumer
 from ddlr.layers import numerical_rank
 from experiments.configuration import REPOSITORY
 from experiments.networks import mlp_digits
@@ -217,7 +217,7 @@ INPUTS = torch.randn(200, 4, generator=GENERATOR) @ torch.randn(4, 12, generator
 @pytest.mark.parametrize("path", [*ALONE, *OTHERWISE])
 def test_whether_one_layer_alone_is_reached_is_found_out(path):
     model = Joined({**ALONE, **OTHERWISE}[path])
-    assert feeds_only(model, "first", "second", [INPUTS]) == (path in ALONE)
+    assert is_sole_consumer(model, "first", "second", [INPUTS]) == (path in ALONE)
     assert model.training  # as it was, and without a hook
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
