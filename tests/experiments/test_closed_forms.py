@@ -28,10 +28,11 @@ from ddlr.constraints import OutputSet
 from ddlr.input_selection import select_inputs
 from ddlr.layers import fewest_stored
 from ddlr.reduced_rank import lowest_truncation
-from experiments import cache, compress
+from experiments import compress
 from experiments.collect import merge
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.networks import mlp_digits
+from experiments.runs import preparation
 from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
 from experiments.runs.units import read_record, record_path, run_key
 
@@ -356,7 +357,7 @@ def configured(folder: Path, *overrides: str) -> DictConfig:
 
 
 def test_the_runner_judges_and_records_them_as_it_does_the_others(tmp_path):
-    cache._latest.clear()
+    preparation.forget()
     rows = []
     for method in METHODS | SELECTED:
         sizes = []
@@ -379,4 +380,4 @@ def test_the_runner_judges_and_records_them_as_it_does_the_others(tmp_path):
         assert all(more > less for more, less in pairwise(sizes))
     merge(tmp_path / "sweeps.csv", pd.DataFrame(rows))
     assert pd.read_csv(tmp_path / "sweeps.csv")["worst_relative_gap"].isna().all()
-    cache._latest.clear()
+    preparation.forget()
