@@ -1,4 +1,6 @@
 # make test        set up .venv if need be, then run the tests
+# make test-bare   install the libraries alone in .venv-bare, without what experiments need, and test
+#                  that they work there
 # make test-distributed  the same with the launchers' extras, for the tests that need them
 # make demo        set up .venv if need be, then the whole path in small, in demo/: train a network on
 #                  digits that need no download, sweep four methods, collect, plot; within a minute
@@ -10,6 +12,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 READY_DISTRIBUTED := .venv/ready-distributed
+BARE := .venv-bare
+INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # In a folder of its own: what is committed is compared with, not overwritten.
 REPRODUCED := results_dir=reproduced
@@ -19,7 +23,7 @@ REPRODUCE := $(BIN)/python -m experiments.compress -m $(REPRODUCED) checkpoint_d
 # In a folder of its own too. Products are so small that more threads only wait for each other.
 DEMO := results_dir=demo output_dir=demo/outputs
 
-.PHONY: demo reproduce paper test test-distributed lint clean
+.PHONY: demo reproduce paper test test-bare test-distributed lint clean
 
 demo: export OMP_NUM_THREADS := 1
 demo: $(READY)
@@ -47,6 +51,13 @@ paper: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# Not editable, as users have it: what is left out of the package shows.
+test-bare:
+	test -x $(BARE)/bin/python || $(PYTHON) -m venv $(BARE)
+	rm -rf build  # a module that was removed since would go into the package
+	$(BARE)/bin/python $(INSTALL) .
+	$(BARE)/bin/python -I tests_bare/test_bare.py
+
 test-distributed: $(READY_DISTRIBUTED)
 	$(BIN)/python -m pytest tests_distributed
 
@@ -55,15 +66,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv outputs reproduced demo
+	rm -rf .venv $(BARE) build outputs reproduced demo
 
 # Written last, so that an interrupted installation is taken up again.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python $(INSTALL) -e ".[dev,experiments]"
 	touch $(READY)
 
 $(READY_DISTRIBUTED): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,joblib,submitit,ray]"
+	$(BIN)/python $(INSTALL) -e ".[dev,experiments,joblib,submitit,ray]"
 	touch $(READY_DISTRIBUTED)

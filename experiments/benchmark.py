@@ -41,10 +41,10 @@ from ddlr import (
 from ddlr.certificate import certify
 from ddlr.constraints import OutputSet
 from experiments import plot
-from experiments.cache import load_network
 from experiments.configuration import CONFIG_PATH
 from experiments.methods.cone_solvers import NORMS, choose_solver, solve_reference
 from experiments.methods.plain_admm import plain_admm
+from experiments.runs.preparation import load_network
 from experiments.runs.records import write_whole
 from experiments.targets import ONE_RANK, RANK_SEARCH
 from experiments.training import choose_device

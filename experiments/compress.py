@@ -25,12 +25,14 @@ from ddlr import CompressionResult, Goal, GoalReport, LayerReport
 from ddlr.allocate import layer_options
 from ddlr.goals import ON_HELD_OUT, TOLERANCES
 from ddlr.method import SolveCache
-from experiments.cache import Prepared, SolveMemory, prepare, remembered_options
 from experiments.configuration import CONFIG_PATH, SettingError
 from experiments.methods.configured import compress_as_configured, method_of, walk_of
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
 from experiments.runs.checks import check_settings
+from experiments.runs.layer_options import remembered_options
+from experiments.runs.preparation import Prepared, prepare
 from experiments.runs.records import ONE_TOLERANCE, provenance, write_json
+from experiments.runs.solves import DiskSolveCache
 from experiments.runs.sweeping import (
     check_watched,
     command,
@@ -140,7 +142,7 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
     prepared = prepare(cfg, device)
     goal, _ = goal_of(cfg)
     solve_cache = (
-        SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
+        DiskSolveCache(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
     )
     with layer_bar(cfg, describe(cfg), len(prepared.captured.layers)) as on_layer:
         compressed = compress_as_configured(

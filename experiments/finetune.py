@@ -18,12 +18,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from experiments.cache import SolveMemory, load_network, prepare
 from experiments.configuration import CONFIG_PATH
 from experiments.methods.configured import compress_as_configured
 from experiments.metrics import accuracy, size_measures
 from experiments.networks import split_at_first_linear
 from experiments.report.tables import write_table
+from experiments.runs.preparation import load_network, prepare
+from experiments.runs.solves import DiskSolveCache
 from experiments.runs.units import choices, describe
 from experiments.training import choose_device, train
 
@@ -59,7 +60,7 @@ def finetuned(run: DictConfig, cfg: DictConfig) -> dict:
     """Compress a network as a run says, train what is left, and measure it before and after."""
     device = choose_device(cfg.device)
     prepared = prepare(run, device)
-    cache = SolveMemory(Path(run.cache_dir), run.cache.limit_gib)
+    cache = DiskSolveCache(Path(run.cache_dir), run.cache.limit_gib)
     compressed = compress_as_configured(
         run.method, prepared.network, prepared.captured, solve_cache=cache
     ).model

@@ -23,11 +23,12 @@ from torch.utils.benchmark import Measurement, Timer
 from ddlr import CompressionResult, LowRankLinear
 from ddlr.layers import store_linear
 from ddlr.sizes import BYTES_PER_VALUE, csr_bytes, layer_size
-from experiments.cache import Prepared, SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH
 from experiments.methods.configured import compress_as_configured
 from experiments.metrics import size_measures
+from experiments.runs.preparation import Prepared, prepare
 from experiments.runs.records import write_whole
+from experiments.runs.solves import DiskSolveCache
 from experiments.runs.units import describe
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def timed(run: DictConfig, cfg: DictConfig) -> Iterator[dict]:
             "batches are taken from those, so they must not be larger"
         )
     # Solved in the sweeps already, as a rule.
-    cache = SolveMemory(Path(run.cache_dir), run.cache.limit_gib) if run.cache.enabled else None
+    cache = DiskSolveCache(Path(run.cache_dir), run.cache.limit_gib) if run.cache.enabled else None
     compressed = compress_as_configured(
         run.method, prepared.network, prepared.captured, solve_cache=cache
     )

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ddlr.captured import CapturedLayer, CapturedLayers
 from ddlr.layers import numerical_rank
-from experiments.cache import SolveMemory, prepare
 from experiments.configuration import CONFIG_PATH
 from experiments.methods.configured import compress_as_configured
+from experiments.runs.preparation import prepare
 from experiments.runs.records import write_whole
+from experiments.runs.solves import DiskSolveCache
 from experiments.training import choose_device
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def spectra(cfg: DictConfig) -> pd.DataFrame:
     # In parallel order a layer is compressed on its own.
     alone = prepared.captured.only([layer.name])
     # Refits of one method share a solve.
-    cache = SolveMemory(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
+    cache = DiskSolveCache(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
     for method in cfg.methods.values():
         compressed = compress_as_configured(method, prepared.network, alone, solve_cache=cache)
         weight = compressed.model.get_submodule(layer.name).weight.detach()

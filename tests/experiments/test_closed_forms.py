@@ -28,10 +28,11 @@ from ddlr.constraints import OutputSet
 from ddlr.input_selection import select_inputs
 from ddlr.rank_search import lowest_truncation
 from ddlr.sizes import fewest_stored
-from experiments import cache, compress
+from experiments import compress
 from experiments.collect import merge
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.networks import mlp_digits
+from experiments.runs import preparation
 from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
 from experiments.runs.units import read_record, record_path, run_key
 
@@ -358,7 +359,7 @@ def configured(folder: Path, *overrides: str) -> DictConfig:
 
 
 def test_the_runner_judges_and_records_them_as_it_does_the_others(tmp_path):
-    cache._latest.clear()
+    preparation.forget()
     rows = []
     for method in METHODS | SELECTED:
         sizes = []
@@ -381,4 +382,4 @@ def test_the_runner_judges_and_records_them_as_it_does_the_others(tmp_path):
         assert all(more > less for more, less in pairwise(sizes))
     merge(tmp_path / "sweeps.csv", pd.DataFrame(rows))
     assert pd.read_csv(tmp_path / "sweeps.csv")["worst_relative_gap"].isna().all()
-    cache._latest.clear()
+    preparation.forget()

@@ -7,10 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments import cache, compress
+from experiments import compress
 from experiments.collect import merge
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.report.tables import at_one_tolerance, read_table, with_choices
+from experiments.runs import preparation
 from experiments.runs.records import read_records
 from experiments.runs.units import read_record, record_path, run_key
 
@@ -43,7 +44,7 @@ def run(folder: Path, *overrides: str) -> dict:
 
 @pytest.fixture(autouse=True)
 def nothing_in_memory():
-    cache._latest.clear()
+    preparation.forget()
 
 
 def numbers(record: dict) -> list[dict]:
@@ -135,7 +136,7 @@ def test_what_layers_do_alone_is_computed_once_and_changes_nothing(method, tmp_p
     goals = [f"goal.{goal}={wanted}" for goal, wanted in GOALS.items()]
     shared = [run(tmp_path / "shared", *METHODS[method], goal) for goal in goals]
     assert len(computed) == 1
-    cache._latest.clear()  # as another process finds it
+    preparation.forget()  # as another process finds it
     again = [run(tmp_path / "shared", *METHODS[method], goal, "rerun=true") for goal in goals]
     assert len(computed) == 1
     plain = [

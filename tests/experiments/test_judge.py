@@ -11,11 +11,12 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 import ddlr
-from experiments import cache, compress, data
+from experiments import compress, data
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.data import Split
 from experiments.metrics import predict
 from experiments.networks import convnet_nettrim, lenet5, mlp_digits, split_at_first_linear
+from experiments.runs import preparation
 
 CASCADE = ("method.refit=layer", "method.order=cascade")
 # By what a run is, the method of its config and what else is set.
@@ -68,9 +69,9 @@ def test_test_data_decide_nothing_but_the_reported_accuracy(name, tmp_path, monk
         return dataclasses.replace(dataset, test=Split(images, labels))
 
     monkeypatch.setattr(data, "load_dataset", with_noise_for_test_data)
-    cache._latest_dataset.clear()
+    preparation.forget()
     noisy = run(tmp_path / "noisy", method, *overrides)
-    cache._latest_dataset.clear()
+    preparation.forget()
     assert noisy["row"]["accuracy_dense"] < 30 < 90 < plain["row"]["accuracy_dense"]
 
     reported = {"accuracy", "accuracy_dense", "accuracy_drop", "seconds"}

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import ddlr
 from ddlr.reduced_rank import RIDGE
-from experiments import cache, compress
+from experiments import compress
 from experiments.configuration import CONFIG_PATH, REPOSITORY, SettingError
 from experiments.networks import mlp_digits
-from experiments.runs import sweeping
+from experiments.runs import preparation, solves, storage, sweeping
 from experiments.runs.checks import check_settings
 from experiments.runs.locking import holder, locked
 from experiments.runs.records import USUAL_RIDGE, read_records
@@ -87,7 +87,7 @@ def command(folder: Path, *overrides: str, **environment: str) -> subprocess.Com
 def nothing_in_memory():
     """Each test begins as a new process does, and leaves torch's threads as they were."""
     threads = torch.get_num_threads()
-    cache._latest.clear()
+    preparation.forget()
     yield
     torch.set_num_threads(threads)
 
@@ -262,10 +262,10 @@ def test_the_cache_changes_nothing(method, tmp_path, monkeypatch):
     assert not (tmp_path / "outputs/cache").exists()
     cfg = configured(tmp_path, *grid)
     stored, _ = compress.run(cfg, group="g")
-    monkeypatch.setattr(cache, "capture_layers", lambda *_: pytest.fail("computed again"))
-    monkeypatch.setattr(cache, "_store_solve", lambda *_: pytest.fail("solved again"))
+    monkeypatch.setattr(preparation, "capture_layers", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(solves, "store_solve", lambda *_: pytest.fail("solved again"))
     in_memory, _ = compress.run(cfg, group="g")
-    cache._latest.clear()
+    preparation.forget()
     from_disk, _ = compress.run(cfg, group="g")
     for record in (stored, in_memory, from_disk):
         assert numbers(record) == numbers(without)
@@ -275,27 +275,29 @@ def test_an_entry_of_the_cache_is_for_one_content_only(tmp_path):
     shutil.copytree(REPOSITORY / "results/checkpoints", tmp_path / "checkpoints")
     own = f"checkpoint_dir={tmp_path}/checkpoints"
     cpu = torch.device("cpu")
-    key = cache.content_key(configured(tmp_path), cpu)
+    key = preparation.content_key(configured(tmp_path), cpu)
     same = ("method=ddlr", "method.relative_tolerance=0.1", own)
-    assert cache.content_key(configured(tmp_path, *same), cpu) == key
+    assert preparation.content_key(configured(tmp_path, *same), cpu) == key
     others = [
-        cache.content_key(configured(tmp_path, change), cpu)
+        preparation.content_key(configured(tmp_path, change), cpu)
         for change in ("calibration_samples=100", "dataset.held_out=100")
     ]
     with (tmp_path / "checkpoints/mlp_digits_digits_seed0.safetensors").open("ab") as stream:
         stream.write(b"\0")
-    others.append(cache.content_key(configured(tmp_path, own), cpu))
+    others.append(preparation.content_key(configured(tmp_path, own), cpu))
     torch.set_num_threads(torch.get_num_threads() + 1)
-    others.append(cache.content_key(configured(tmp_path), cpu))
+    others.append(preparation.content_key(configured(tmp_path), cpu))
     assert len({key, *others}) == 1 + len(others)
 
 
 def test_an_entry_comes_back_bit_for_bit_and_in_the_same_layout(tmp_path):
     model = mlp_digits()
     captured = ddlr.capture_layers(model, torch.rand(50, 64))
-    cache.store_entry(tmp_path / "a.safetensors", captured, limit_gib=1)
+    preparation.store_captured(tmp_path / "a.safetensors", captured, limit_gib=1)
     inputs = captured.batches[0]
-    loaded = cache.load_entry(tmp_path / "a.safetensors", model, inputs, torch.device("cpu"))
+    loaded = preparation.load_captured(
+        tmp_path / "a.safetensors", model, inputs, torch.device("cpu")
+    )
     for mine, theirs in zip(captured.layers, loaded.layers, strict=True):
         assert (mine.name, mine.activation) == (theirs.name, theirs.activation)
         for one, other in zip(
@@ -315,7 +317,7 @@ def test_an_entry_that_cannot_be_read_is_made_anew(tmp_path, caplog):
     assert len(entries) == 1 + 3  # of activations, and of a solve a layer
     for entry in entries:
         entry.write_bytes(entry.read_bytes()[: sizes[entry] // 2])
-    cache._latest.clear()
+    preparation.forget()
     second, _ = compress.run(cfg, group="g")
     assert caplog.text.count("cannot be read") == len(entries)
     assert numbers(second) == numbers(first)
@@ -325,7 +327,7 @@ def test_an_entry_that_cannot_be_read_is_made_anew(tmp_path, caplog):
 def test_a_refit_and_a_cascade_begin_with_what_another_run_has_solved(tmp_path):
     def entries_after(*overrides: str) -> int:
         compress.run(configured(tmp_path, *overrides), group="g")
-        return len(cache.entries(tmp_path / "outputs/cache"))
+        return len(storage.entries(tmp_path / "outputs/cache"))
 
     assert entries_after() == 1 + 3  # activations, and a solve a layer
     assert entries_after("method.refit=layer") == 4 + 3  # a refit a layer
@@ -342,7 +344,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path, monkeypatch, capl
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "write_whole", full)
+    monkeypatch.setattr(storage, "write_whole", full)
     record, _ = compress.run(configured(tmp_path), group="g")
     assert record["state"] == "finished"
     assert "not kept on disk" in caplog.text
@@ -351,32 +353,32 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path, monkeypatch, capl
 def test_the_cache_keeps_to_its_limit_and_lets_the_longest_unused_go(tmp_path):
     captured = ddlr.capture_layers(mlp_digits(), torch.rand(50, 64))
     paths = [tmp_path / f"{name}.safetensors" for name in "abcd"]
-    cache.store_entry(paths[0], captured, limit_gib=1)
+    preparation.store_captured(paths[0], captured, limit_gib=1)
     size = paths[0].stat().st_size
     limit = 2.5 * size / 2**30
     for age, path in enumerate(paths[1:3]):
         os.utime(paths[0], (1e9, 1e9))
-        cache.store_entry(path, captured, limit_gib=limit)
+        preparation.store_captured(path, captured, limit_gib=limit)
         os.utime(path, (2e9 + age, 2e9 + age))
     assert [path.exists() for path in paths] == [False, True, True, False]
     # Used: now the latest.
-    cache.load_entry(paths[1], mlp_digits(), captured.batches[0], torch.device("cpu"))
+    preparation.load_captured(paths[1], mlp_digits(), captured.batches[0], torch.device("cpu"))
     os.utime(paths[1], (3e9, 3e9))
-    cache.store_entry(paths[3], captured, limit_gib=limit)
+    preparation.store_captured(paths[3], captured, limit_gib=limit)
     assert [path.exists() for path in paths] == [False, True, False, True]
     left = tmp_path / ".e.safetensors-0.partial"  # by a process that was killed
     left.write_bytes(bytes(size))
     os.utime(left, (0, 0))
-    cache.store_entry(paths[3], captured, limit_gib=limit)
+    preparation.store_captured(paths[3], captured, limit_gib=limit)
     assert not left.exists()
-    cache.store_entry(paths[0], captured, limit_gib=size / 2**31)
+    preparation.store_captured(paths[0], captured, limit_gib=size / 2**31)
     assert not paths[0].exists()
 
 
 def test_the_command_shows_and_clears_the_cache(tmp_path):
     folder = tmp_path / "outputs/cache"
     captured = ddlr.capture_layers(mlp_digits(), torch.rand(50, 64))
-    cache.store_entry(folder / "a.safetensors", captured, limit_gib=1)
+    preparation.store_captured(folder / "a.safetensors", captured, limit_gib=1)
     for arguments, said, left in (((), "1 entries", 1), (("clear=true",), "removed 1 entries", 0)):
         done = subprocess.run(
             [sys.executable, "-m", "experiments.cache", *arguments, f"output_dir={folder.parent}"],
@@ -384,7 +386,7 @@ def test_the_command_shows_and_clears_the_cache(tmp_path):
             text=True,
         )
         assert said in done.stdout, done.stderr
-        assert len(cache.entries(folder)) == left
+        assert len(storage.entries(folder)) == left
 
 
 # Layers captured once, and solved side by side
@@ -393,7 +395,7 @@ def test_the_command_shows_and_clears_the_cache(tmp_path):
 @pytest.fixture(scope="module")
 def network(digits):
     cfg = configured(Path("unused"))
-    return cache.load_network(cfg, torch.device("cpu"))[0], digits.calibration(200, seed=0)
+    return preparation.load_network(cfg, torch.device("cpu"))[0], digits.calibration(200, seed=0)
 
 
 METHODS = {"ddlr": doors.compress, "nettrim": doors.prune}

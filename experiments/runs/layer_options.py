@@ -1,0 +1,48 @@
+"""What each layer of a network, alone, has to offer to a goal: kept for all runs with goals."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ddlr.goals import Option
+from experiments.methods.configured import layer_refit
+from experiments.runs.locking import locked
+from experiments.runs.preparation import content_key
+from experiments.runs.records import identity
+from experiments.runs.storage import entry_lock, entry_path, load_json, store_json
+
+# To be raised when the content of an entry, or how it is computed, changes.
+_FORMAT = 6
+
+
+def remembered_options(
+    cfg: DictConfig, device: torch.device, compute: Callable[[], dict[str, list[Option]]]
+) -> dict[str, list[Option]]:
+    """The sizes and effects of each layer alone, computed once for all goals of a method."""
+    if not cfg.cache.enabled:
+        return compute()
+    folder = Path(cfg.cache_dir)
+    key = _options_key(cfg, device)
+    path = entry_path(folder, key, ".json")
+    with locked(entry_lock(folder, key)):
+        kept = load_json(path)
+        if kept is not None:
+            return {name: [Option(**each) for each in kept[name]] for name in kept}
+        options = compute()
+        content = {name: [asdict(each) for each in options[name]] for name in options}
+        store_json(path, content, cfg.cache.limit_gib)
+    return options
+
+
+def _options_key(cfg: DictConfig, device: torch.device) -> str:
+    method = OmegaConf.to_container(cfg.method, resolve=True)
+    # Layers are tried one by one, with the refit that each can have alone.
+    method.pop("relative_tolerance")
+    method.pop("order", None)
+    method |= {"refit": layer_refit(cfg.method)}
+    tolerances = OmegaConf.to_container(cfg.goal).get("tolerances")
+    about = {"of": content_key(cfg, device), "method": method}
+    return identity({**about, "tolerances": tolerances, "format": _FORMAT})
