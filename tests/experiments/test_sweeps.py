@@ -6,7 +6,6 @@ import pickle
 import pty
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import termios
@@ -27,7 +26,7 @@ from experiments.configuration import CONFIG_PATH, REPOSITORY, SettingError
 from experiments.networks import mlp_digits
 from experiments.runs import preparation, solves, storage, sweeping
 from experiments.runs.checks import check_settings
-from experiments.runs.locking import holder, locked
+from experiments.runs.locking import locked
 from experiments.runs.records import USUAL_RIDGE, read_records
 from experiments.runs.tracking import TrackingError, check_tracking, track
 from experiments.runs.units import (
@@ -207,23 +206,6 @@ def test_two_processes_with_the_same_run_do_it_once(tmp_path):
     assert len(read_records(tmp_path / "results/records")) == 1
 
 
-def test_a_lock_says_who_holds_it_and_falls_with_its_holder(tmp_path):
-    path = tmp_path / "run.lock"
-    assert holder(path) is None
-    code = (
-        "import sys, time, pathlib, experiments.runs.locking as l\n"
-        "with l.locked(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(600)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
-    child.stdout.readline()
-    assert holder(path)["process"] == child.pid
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert holder(path) is None
-    with locked(path):
-        assert holder(path)["process"] == os.getpid()
-
-
 def test_status_tells_what_is_finished_running_failed_and_missing(tmp_path):
     grid = "method.relative_tolerance=0.3,0.4,0.5,-1"
     shown = planned([*QUICK, grid, *places(tmp_path)])
@@ -290,25 +272,6 @@ def test_an_entry_of_the_cache_is_for_one_content_only(tmp_path):
     assert len({key, *others}) == 1 + len(others)
 
 
-def test_an_entry_comes_back_bit_for_bit_and_in_the_same_layout(tmp_path):
-    model = mlp_digits()
-    captured = ddlr.capture_layers(model, torch.rand(50, 64))
-    preparation.store_captured(tmp_path / "a.safetensors", captured, limit_gib=1)
-    inputs = captured.batches[0]
-    loaded = preparation.load_captured(
-        tmp_path / "a.safetensors", model, inputs, torch.device("cpu")
-    )
-    for mine, theirs in zip(captured.layers, loaded.layers, strict=True):
-        assert (mine.name, mine.activation) == (theirs.name, theirs.activation)
-        for one, other in zip(
-            (mine.inputs, mine.targets, mine.weight, mine.bias, *mine.live_inputs.eigen),
-            (theirs.inputs, theirs.targets, theirs.weight, theirs.bias, *theirs.live_inputs.eigen),
-            strict=True,
-        ):
-            assert torch.equal(one, other)
-            assert one.stride() == other.stride()
-
-
 def test_an_entry_that_cannot_be_read_is_made_anew(tmp_path, caplog):
     cfg = configured(tmp_path, "rerun=true")
     first, _ = compress.run(cfg, group="g")
@@ -348,45 +311,6 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path, monkeypatch, capl
     record, _ = compress.run(configured(tmp_path), group="g")
     assert record["state"] == "finished"
     assert "not kept on disk" in caplog.text
-
-
-def test_the_cache_keeps_to_its_limit_and_lets_the_longest_unused_go(tmp_path):
-    captured = ddlr.capture_layers(mlp_digits(), torch.rand(50, 64))
-    paths = [tmp_path / f"{name}.safetensors" for name in "abcd"]
-    preparation.store_captured(paths[0], captured, limit_gib=1)
-    size = paths[0].stat().st_size
-    limit = 2.5 * size / 2**30
-    for age, path in enumerate(paths[1:3]):
-        os.utime(paths[0], (1e9, 1e9))
-        preparation.store_captured(path, captured, limit_gib=limit)
-        os.utime(path, (2e9 + age, 2e9 + age))
-    assert [path.exists() for path in paths] == [False, True, True, False]
-    # Used: now the latest.
-    preparation.load_captured(paths[1], mlp_digits(), captured.batches[0], torch.device("cpu"))
-    os.utime(paths[1], (3e9, 3e9))
-    preparation.store_captured(paths[3], captured, limit_gib=limit)
-    assert [path.exists() for path in paths] == [False, True, False, True]
-    left = tmp_path / ".e.safetensors-0.partial"  # by a process that was killed
-    left.write_bytes(bytes(size))
-    os.utime(left, (0, 0))
-    preparation.store_captured(paths[3], captured, limit_gib=limit)
-    assert not left.exists()
-    preparation.store_captured(paths[0], captured, limit_gib=size / 2**31)
-    assert not paths[0].exists()
-
-
-def test_the_command_shows_and_clears_the_cache(tmp_path):
-    folder = tmp_path / "outputs/cache"
-    captured = ddlr.capture_layers(mlp_digits(), torch.rand(50, 64))
-    preparation.store_captured(folder / "a.safetensors", captured, limit_gib=1)
-    for arguments, said, left in (((), "1 entries", 1), (("clear=true",), "removed 1 entries", 0)):
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.cache", *arguments, f"output_dir={folder.parent}"],
-            capture_output=True,
-            text=True,
-        )
-        assert said in done.stdout, done.stderr
-        assert len(storage.entries(folder)) == left
 
 
 # Layers captured once, and solved side by side
