@@ -13,7 +13,7 @@ from experiments.configuration import CONFIG_PATH
 from experiments.report.tables import (
     MADE_BY,
     METHOD_TITLES,
-    at_main_samples,
+    at_commonest_samples_and_ridge,
     at_one_tolerance,
     in_order,
     read_table,
@@ -50,7 +50,9 @@ def summary(sweeps: pd.DataFrame) -> str:
 
     Of runs with one tolerance for all layers, at the calibration samples and ridge of most of them.
     """
-    networks = at_main_samples(at_one_tolerance(sweeps)).groupby(["dataset", "model"])
+    networks = at_commonest_samples_and_ridge(at_one_tolerance(sweeps)).groupby(
+        ["dataset", "model"]
+    )
     return "\n\n".join(_block(dataset, model, rows) for (dataset, model), rows in networks)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.report.tables import at_main_samples, size_at_drop, with_all_seeds
-from experiments.targets import A_SIZE, at_sizes
+from experiments.report.curves import at_sizes, size_at_drop
+from experiments.report.tables import at_commonest_samples_and_ridge, with_all_seeds
+from experiments.report.variants import A_SIZE
 
 # Step to its refit and order.
 STEPS = {
@@ -32,7 +33,7 @@ def ablation_sizes(sweeps: pd.DataFrame, drops: Sequence[float]) -> pd.DataFrame
 
     Of the runs to a given size, on the networks that the selection of inputs was run alone on, at
     the calibration samples and ridge that it has most rows of. Between measured sizes it is
-    interpolated, seed by seed, see `experiments.report.tables.size_at_drop`.
+    interpolated, seed by seed, see `experiments.report.curves.size_at_drop`.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def ablation_sizes(sweeps: pd.DataFrame, drops: Sequence[float]) -> pd.DataFrame
     """
     runs = with_all_seeds(sweeps[sweeps["goal"] == A_SIZE])
     alone = METHODS["selected"][0]
-    of_selection = at_main_samples(runs[runs["method"] == alone])
+    of_selection = at_commonest_samples_and_ridge(runs[runs["method"] == alone])
     rows = []
     for model, own in of_selection.groupby("model"):
         samples, ridge = own["calibration_samples"].iloc[0], own["ridge"].iloc[0]

@@ -1,7 +1,4 @@
-"""The figure of what each step towards the fewest weights brings. Needs no network.
-
-In a module of its own, in the style of `experiments.report.figures`.
-"""
+"""The figure of what each step towards the fewest weights brings."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.report.ablation import STEPS
-from experiments.report.figures import METHOD_STYLES, bare
+from experiments.report.style import METHOD_STYLES, bare
 from experiments.report.tables import NETWORK_TITLES, in_order
 
 # In the colour of the method that a line ends at.
@@ -93,6 +90,3 @@ def _axes(axes: Axes) -> None:
     axes.set_xlim(-0.5, len(STEPS) - 0.5)
     axes.set_xlabel("steps, each added to those before it")
     bare(axes)
-
-
-FIGURES = {"ablation": (ablation, ("ablation",))}

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 
 from experiments.configuration import CONFIG_PATH, REPOSITORY
+from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
 from experiments.runs.records import read_records
-from experiments.targets import ONE_RANK, RANK_SEARCH
 from offline_wandb import entries
 
 DIGITS = ("dataset=digits", "model=mlp_digits")
