@@ -27,8 +27,8 @@ _FILES = {
     "figures/bound.png": "errors as promised and as measured",
     "figures/equal_drop.png": "the smallest networks within a drop of accuracy",
     "sizes.csv": "the same as a table",
-    "sweeps.csv": "one row a run",
-    "layers.csv": "one row a layer of a run",
+    "sweeps.csv": "one row per run",
+    "layers.csv": "one row per layer of a run",
 }
 _REFIT_WORDS = {"none": "", "layer": "refit", "network": "network refit"}
 
@@ -46,9 +46,9 @@ def main(cfg: DictConfig) -> None:
 
 
 def summary(sweeps: pd.DataFrame) -> str:
-    """A block a network: weights kept and test accuracy, by method and tolerance, means over seeds.
+    """One block per network: weights kept and test accuracy by method and tolerance, seed means.
 
-    Of runs with one tolerance for all layers, at the calibration samples and ridge of most of them.
+    The runs have one tolerance for all layers, and the calibration samples and ridge of most.
     """
     networks = at_commonest_samples_and_ridge(at_one_tolerance(sweeps)).groupby(
         ["dataset", "model"]
@@ -82,11 +82,11 @@ def _block(dataset: str, model: str, rows: pd.DataFrame) -> str:
 
 def _cells(rows: pd.DataFrame, tolerances: list[float]) -> str:
     means = rows.groupby("wanted")[["kept_fraction", "accuracy"]].mean()
-    found = {
+    cells = {
         tolerance: f"{100 * mean.kept_fraction:.1f} / {mean.accuracy:.1f}"
         for tolerance, mean in means.iterrows()
     }
-    return "".join(f"{found.get(tolerance, '-'):>{_WIDTH}}" for tolerance in tolerances)
+    return "".join(f"{cells.get(tolerance, '-'):>{_WIDTH}}" for tolerance in tolerances)
 
 
 if __name__ == "__main__":

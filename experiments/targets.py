@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> None:
     results = Path(cfg.results_dir)
     tables = read_tables(results)
-    found = measured_targets(tables)
-    write_table(results / "targets.csv", found)
-    text = report(found)
+    measured = measured_targets(tables)
+    write_table(results / "targets.csv", measured)
+    text = report(measured)
     write_whole(results / "targets.md", lambda scratch: scratch.write_text(text, encoding="utf-8"))
     log.info("%s\n%s", results / "targets.md", text)
 

@@ -31,8 +31,11 @@ def against_cone_solvers(cfg: DictConfig, device: torch.device) -> list[dict]:
             rows += [{**ours, "case": solver}, {**theirs, "case": solver}]
             log.info(
                 "%s: %.2f s, ours %.4f s (%.0f times as fast), %s",
-                *(solver, theirs["seconds"], ours["seconds"]),
-                *(theirs["seconds"] / ours["seconds"], layer.shape),
+                solver,
+                theirs["seconds"],
+                ours["seconds"],
+                theirs["seconds"] / ours["seconds"],
+                layer.shape,
             )
     alone = settings.ours_alone
     for shape in alone.layers:
@@ -47,7 +50,9 @@ def cone_solve(layer: Layer, solver: str, gap: float, settings: DictConfig) -> d
     for accuracy in settings.accuracies:
         try:
             result = solve_reference(
-                *(layer.inputs, layer.targets, layer.radius(settings.relative_tolerance)),
+                layer.inputs,
+                layer.targets,
+                layer.radius(settings.relative_tolerance),
                 norm="nuclear",
                 activation=layer.activation,
                 solver=solver,

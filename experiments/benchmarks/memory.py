@@ -17,10 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def memory(cfg: DictConfig, device: torch.device) -> list[dict]:
-    """Peak memory of a solve, the data included, against the bytes of inputs and targets.
-
-    Read from /proc, so on Linux only.
-    """
+    """Peak memory of a solve, the data included, against the bytes of inputs and targets."""
     layer = trained_layer(cfg, device, cfg.memory.samples)
     radius = layer.radius(cfg.layer.relative_tolerance)
     rows = []
@@ -56,7 +53,9 @@ def _grown_bytes(path: Path, norm: str, radius: float, activation: str, gap: flo
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
     SOLVERS[norm](
-        *(tensors["inputs"], tensors["targets"], radius),
+        tensors["inputs"],
+        tensors["targets"],
+        radius,
         activation=activation,
         tolerance=gap,
         warm_start=WarmStart(tensors["weight"], tensors["bias"]),

@@ -23,10 +23,8 @@ from experiments.methods.plain_admm import plain_admm
 
 log = logging.getLogger(__name__)
 
-
-_TRACE_INTERVAL = 10
-
-_CHECK_INTERVAL = 50
+_TRACE_INTERVAL = 10  # iterations between the points of our trace
+_CHECK_INTERVAL = 50  # iterations between the certificates of the plain method
 
 
 def one_layer(cfg: DictConfig, device: torch.device) -> list[dict]:
@@ -40,8 +38,11 @@ def one_layer(cfg: DictConfig, device: torch.device) -> list[dict]:
         solved = timed_solve(layer, norm, settings.relative_tolerance, settings.gap)
         rows.append({**solved, "case": "solve"})
         log.info(
-            "%s: %d iterations, %.2f s, %.0f pairs, %.2f pairs an iteration",
-            *(norm, solved["iterations"], solved["seconds"], solved["seconds"] / pair),
+            "%s: %d iterations, %.2f s, %.0f pairs, %.2f pairs per iteration",
+            norm,
+            solved["iterations"],
+            solved["seconds"],
+            solved["seconds"] / pair,
             solved["seconds"] / pair / solved["iterations"],
         )
         for limit in range(_TRACE_INTERVAL, 10_000, _TRACE_INTERVAL):
@@ -57,8 +58,13 @@ def one_layer(cfg: DictConfig, device: torch.device) -> list[dict]:
             rows.append({**common, "case": "solve", "pair_seconds": pair, **last})
             log.info(
                 "%s, %s: %s in %.1f s, %d iterations, gap %.1e, violation %.1e",
-                *(norm, last["solver"], last["status"], last["seconds"], last["iterations"]),
-                *(last["relative_gap"], last["violation"]),
+                norm,
+                last["solver"],
+                last["status"],
+                last["seconds"],
+                last["iterations"],
+                last["relative_gap"],
+                last["violation"],
             )
     return rows
 
@@ -78,7 +84,12 @@ def plain_trace(layer: Layer, norm: str, settings: DictConfig, penalty: float) -
         synchronise(layer.inputs.device)
         seconds += time.perf_counter() - begun
         proof = certify(
-            *(weight, bias, dual, layer.inputs, layer.targets, radius),
+            weight,
+            bias,
+            dual,
+            layer.inputs,
+            layer.targets,
+            radius,
             norm=NORMS[norm],
             activation=layer.activation,
         )

@@ -14,21 +14,20 @@ from experiments.benchmarks.timing import median_by_pairs, result_columns
 
 log = logging.getLogger(__name__)
 
-
-_SETTLED = 1e-4  # the share of an error that a further fit lowers it by
+_SETTLED = 1e-4  # relative; fits end once a further one lowers the error by less
 
 
 def rank_search(cfg: DictConfig, device: torch.device) -> list[dict]:
     """The search for a trained layer's lowest rank, and the best weight of one rank.
 
-    What is timed begins with the eigenvectors of the inputs, which all solves of a layer share, and
-    includes all else, also the projection of the inputs on them. Whether a lower rank was missed is
-    tried from random weights.
+    Timing begins with the eigenvectors of the inputs, which all solves of a layer share, and
+    includes all else, also the projection of the inputs on them. Fits from random weights try
+    whether a lower rank was missed.
     """
     settings = cfg.lowest_rank
-    own = cfg.copy()
-    own.model, own.layer.position = settings.model, settings.position
-    layer = trained_layer(own, device, settings.samples)
+    of_network = cfg.copy()
+    of_network.model, of_network.layer.position = settings.model, settings.position
+    layer = trained_layer(of_network, device, settings.samples)
     eigen = CentredInputs(layer.inputs).eigen
 
     def geometry() -> CentredInputs:
@@ -38,7 +37,9 @@ def rank_search(cfg: DictConfig, device: torch.device) -> list[dict]:
 
     def search(relative_tolerance: float) -> SolverResult:
         return lowest_rank(
-            *(geometry(), layer.targets, layer.radius(relative_tolerance)),
+            geometry(),
+            layer.targets,
+            layer.radius(relative_tolerance),
             activation=layer.activation,
             warm_start=layer.start,
         )
@@ -46,7 +47,10 @@ def rank_search(cfg: DictConfig, device: torch.device) -> list[dict]:
     def fit(rank: int) -> tuple[Tensor, Tensor]:
         # Begins at the truncation in the metric of the inputs, that is, at the closed form.
         return refit_low_rank(
-            *(geometry(), layer.targets, layer.start.weight, layer.start.bias),
+            geometry(),
+            layer.targets,
+            layer.start.weight,
+            layer.start.bias,
             rank=rank,
             activation=layer.activation,
         )
@@ -54,15 +58,19 @@ def rank_search(cfg: DictConfig, device: torch.device) -> list[dict]:
     common = {"norm": "rank", "solver": "ours", **layer.shape}
     rows, ranks = [], {}
     for relative_tolerance in settings.relative_tolerances:
-        pair, seconds, found = median_by_pairs(layer, partial(search, relative_tolerance))
-        ranks[relative_tolerance] = rank = int(found.objective)
+        pair, seconds, result = median_by_pairs(layer, partial(search, relative_tolerance))
+        ranks[relative_tolerance] = rank = int(result.objective)
         row = {"case": "search", **common, "rank": rank}
         row |= {"relative_tolerance": relative_tolerance, "pair_seconds": pair}
-        error = relative_error(layer, found.weight, found.bias)
-        rows.append({**row, **result_columns(found), "seconds": seconds, "relative_error": error})
+        error = relative_error(layer, result.weight, result.bias)
+        rows.append({**row, **result_columns(result), "seconds": seconds, "relative_error": error})
         log.info(
             "tolerance %g: rank %d in %.2f s, %.1f pairs, %d iterations",
-            *(relative_tolerance, rank, seconds, seconds / pair, found.iterations),
+            relative_tolerance,
+            rank,
+            seconds,
+            seconds / pair,
+            result.iterations,
         )
     rank = ranks[settings.one_rank_at]
     pair, seconds, (weight, bias) = median_by_pairs(layer, partial(fit, rank))
@@ -79,7 +87,7 @@ def rank_search(cfg: DictConfig, device: torch.device) -> list[dict]:
 
 
 def error_from_random_start(layer: Layer, inputs: CentredInputs, rank: int, seed: int) -> float:
-    """The relative error at which fits of a rank end that begin at a random weight.
+    """The relative error at which repeated fits of one rank end, begun at a random weight.
 
     Each fit is held near its own beginning, in directions that the data hardly show, so the next
     one begins where it ended.
@@ -91,7 +99,10 @@ def error_from_random_start(layer: Layer, inputs: CentredInputs, rank: int, seed
     error, before = relative_error(layer, weight, bias), math.inf
     while error < (1 - _SETTLED) * before:
         weight, bias = refit_low_rank(
-            *(inputs, layer.targets, weight, bias),
+            inputs,
+            layer.targets,
+            weight,
+            bias,
             rank=rank,
             activation=layer.activation,
             tolerance=_SETTLED,

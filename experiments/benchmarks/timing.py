@@ -17,16 +17,14 @@ from experiments.benchmarks.layers import Layer
 from nettrim import solve_sparse
 
 SOLVERS = {"nuclear": solve_low_rank, "l1": solve_sparse}
-
 _PAIR_REPETITIONS = 15
-
 _Result = TypeVar("_Result")
 
 
 def timed_solve(
     layer: Layer, norm: str, relative_tolerance: float, gap: float, repetitions: int = 3
 ) -> dict:
-    """The median of some solves by pairs, as a row."""
+    """The row of the median of some solves, by their time in pairs."""
     solve = partial(solve_layer, layer, norm, relative_tolerance, gap)
     pair, _, result = median_by_pairs(layer, solve, repetitions)
     return {
@@ -43,9 +41,12 @@ def timed_solve(
 def solve_layer(
     layer: Layer, norm: str, relative_tolerance: float, gap: float, limit: int = 20_000
 ) -> SolverResult:
+    """Our solve of a layer; also the result of one that ends at its limit of iterations."""
     try:
         return SOLVERS[norm](
-            *(layer.inputs, layer.targets, layer.radius(relative_tolerance)),
+            layer.inputs,
+            layer.targets,
+            layer.radius(relative_tolerance),
             activation=layer.activation,
             tolerance=gap,
             max_iterations=limit,
@@ -56,6 +57,7 @@ def solve_layer(
 
 
 def result_columns(result: SolverResult) -> dict:
+    """The columns of a row that say how a solve went."""
     columns = ("iterations", "seconds", "relative_gap", "violation")
     values = {column: getattr(result, column) for column in columns}
     return {**values, "status": result.status.value}
@@ -64,7 +66,7 @@ def result_columns(result: SolverResult) -> dict:
 def median_by_pairs(
     layer: Layer, solve: Callable[[], _Result], repetitions: int = 3
 ) -> tuple[float, float, _Result]:
-    """Of some runs the median by pairs, which are measured anew before each.
+    """The median of some runs, by their time in pairs, which are measured anew before each run.
 
     Returns the time of a pair, that of the run, and its result.
     """

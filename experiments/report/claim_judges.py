@@ -33,9 +33,8 @@ FASTER_BY = 1.1  # times; a repeated timing scatters by less
 class Tables:
     """The tables, reduced to what verdicts are about.
 
-    That is one tolerance for all layers, all seeds, and the main number of samples.
-
-    A table that is missing is empty.
+    That is one tolerance for all layers, all seeds, and the commonest calibration samples and
+    ridge. A table that is missing is empty.
     """
 
     def __init__(self, tables: dict[str, pd.DataFrame]):
@@ -58,10 +57,10 @@ class Tables:
         """The rows of a network, method and variant; in Net-Trim's output set where there are."""
         if table.empty:
             return table
-        own = table[(table["model"] == model) & (table["method"] == method)]
+        rows = table[(table["model"] == model) & (table["method"] == method)]
         refit, order = variant
-        own = own[(own["refit"] == refit) & (own["order"] == order)]
-        return own[own["constraint"] == own["constraint"].max()]  # nettrim comes after hinge
+        rows = rows[(rows["refit"] == refit) & (rows["order"] == order)]
+        return rows[rows["constraint"] == rows["constraint"].max()]  # nettrim comes after hinge
 
 
 def fewer_parameters(tables: Tables, model: str, variant: tuple[str, str]) -> ClaimOutcome:
@@ -137,15 +136,15 @@ def faster(tables: Tables, model: str, variant: tuple[str, str]) -> ClaimOutcome
 def smaller_than_nettrim(
     tables: Tables, model: str, variant: tuple[str, str], counted: str
 ) -> ClaimOutcome:
-    own, rival = (
+    ddlr, nettrim = (
         tables.of(tables.sweeps, model, method, variant) for method in ("ddlr", "nettrim")
     )
-    if own.empty or rival.empty:
+    if ddlr.empty or nettrim.empty:
         return ClaimOutcome(None)
     column = FRACTIONS[counted]
-    comparisons = [compare_sizes(own, rival, column, drop) for drop in EQUAL_DROPS]
+    comparisons = [compare_sizes(ddlr, nettrim, column, drop) for drop in EQUAL_DROPS]
     words = [word for word, _ in comparisons]
-    seeds = own["seed"].nunique()
+    seeds = ddlr["seed"].nunique()
     numbers = tuple(f"{cell}: {word}" for word, cell in comparisons)
     tie = "tie" in words and not {"larger", "undecided"} & set(words)
     measured = [word for word in words if word != NOT_MEASURED]

@@ -116,9 +116,9 @@ CLAIMS = (
 )
 
 
-def report(found: dict[str, pd.DataFrame]) -> str:
+def report(results: dict[str, pd.DataFrame]) -> str:
     """The whole of `claims.md`, from the tables by their names."""
-    tables = Tables(found)
+    tables = Tables(results)
     networks = tables.networks()
     verdicts = [[verdict(claim, tables, model) for model in networks] for claim in CLAIMS]
     titles = [NETWORK_TITLES.get(model, model) for model in networks]
@@ -133,22 +133,22 @@ def report(found: dict[str, pd.DataFrame]) -> str:
         markdown_table(["claim", *titles], summary),
         *carried_over(tables.sweeps),
         *(_section(claim, tables, networks) for claim in CLAIMS),
-        section(found.get("layers", pd.DataFrame())),
-        against_published(found["sweeps"], found.get("finetune", pd.DataFrame())),
+        section(results.get("layers", pd.DataFrame())),
+        against_published(results["sweeps"], results.get("finetune", pd.DataFrame())),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def carried_over(sweeps: pd.DataFrame) -> list[str]:
     """A paragraph on the rows that earlier code has made, if there are any."""
-    own = sweeps[sweeps["method"].isin(["ddlr", "nettrim"])]
-    earlier = own[own["earlier"].astype(bool)] if "earlier" in own else own[:0]
+    rivals = sweeps[sweeps["method"].isin(["ddlr", "nettrim"])]
+    earlier = rivals[rivals["earlier"].astype(bool)] if "earlier" in rivals else rivals[:0]
     if earlier.empty:
         return []
     networks = in_order(earlier["model"], NETWORK_TITLES)
     counts = [
         f"{NETWORK_TITLES.get(model, model)} {(earlier['model'] == model).sum()} of "
-        f"{(own['model'] == model).sum()}"
+        f"{(rivals['model'] == model).sum()}"
         for model in networks
     ]
     return [

@@ -39,11 +39,33 @@ def size_at_drop(sizes: np.ndarray, drops: np.ndarray, drop: float) -> float:
     return float(np.exp(high + share * (low - high)))
 
 
-def at_sizes(rows: pd.DataFrame, column: str, wanted: float | np.ndarray) -> np.ndarray:
-    """A column of one seed's runs at kept fractions, interpolated in their logarithm.
+def at_sizes(rows: pd.DataFrame, column: str, sizes: float | np.ndarray) -> np.ndarray:
+    """A column of one seed's runs at given kept fractions, interpolated in their logarithm.
 
     NaN outside the measured ones.
     """
     points = rows.sort_values("kept_fraction")
     measured = np.log(points["kept_fraction"])
-    return np.interp(np.log(wanted), measured, points[column], left=np.nan, right=np.nan)
+    return np.interp(np.log(sizes), measured, points[column], left=np.nan, right=np.nan)
+
+
+def sizes_by_seed(rows: pd.DataFrame, drop: float) -> tuple[list[float], list[float], bool]:
+    """The size at a held-out drop for each seed of a variant, and what it costs on the test set.
+
+    Returns
+    -------
+    sizes, test_drops : list of float
+        One per seed; NaN for a seed that is never within the drop.
+    at_most : bool
+        Whether some seed's smallest network measured is within the drop already.
+    """
+    sizes, test_drops, at_most = [], [], False
+    for _, of_seed in rows.groupby("seed"):
+        kept = of_seed["kept_fraction"].to_numpy()
+        size = size_at_drop(kept, of_seed["accuracy_drop_held_out"].to_numpy(), drop)
+        sizes.append(size)
+        # Not outside the measured sizes by a rounding error.
+        within = np.clip(size, kept.min(), kept.max())
+        test_drops.append(at_sizes(of_seed, "accuracy_drop", within))
+        at_most |= size == kept.min()
+    return sizes, test_drops, at_most

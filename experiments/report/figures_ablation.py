@@ -20,15 +20,15 @@ _TICKS = (1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50)
 
 
 def ablation(table: pd.DataFrame) -> Figure | None:
-    """Weights kept at equal held-out drops as steps are added, a row a drop, a column a network.
+    """Weights kept at equal held-out drops as steps are added: rows are drops, columns networks.
 
     A line without and one with selection of inputs; a step adds to those before it. Bars are the
     range over seeds. A step with which a seed is never within the drop has no point. `table` is
     that of `experiments.report.ablation.ablation_sizes`.
     """
-    found = table[table["fraction"].notna()]
-    models = in_order(found["model"], NETWORK_TITLES)
-    drops = sorted(found["largest_drop"].unique())
+    reached = table[table["fraction"].notna()]
+    models = in_order(reached["model"], NETWORK_TITLES)
+    drops = sorted(reached["largest_drop"].unique())
     if not models:
         return None
     figure, grid = plt.subplots(
@@ -41,7 +41,7 @@ def ablation(table: pd.DataFrame) -> Figure | None:
     )
     for row, drop in zip(grid, drops, strict=True):
         for axes, model in zip(row, models, strict=True):
-            here = found[(found["model"] == model) & (found["largest_drop"] == drop)]
+            here = reached[(reached["model"] == model) & (reached["largest_drop"] == drop)]
             for inputs, style in _LINES.items():
                 steps = here[here["inputs"] == inputs].set_index("step")
                 _draw(axes, steps, style, above=inputs == "all")

@@ -26,7 +26,7 @@ CONVERGENCE = {
 
 
 def convergence(table: pd.DataFrame) -> Figure:
-    """Certified gap and violation against time on one layer, one column a norm."""
+    """Certified gap and violation against time on one layer, one column per norm."""
     rows = table[(table["part"] == "layer") & (table["case"] == "trace")]
     norms = sorted(rows["norm"].unique(), reverse=True)
     figure, panels = plt.subplots(

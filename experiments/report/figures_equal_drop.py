@@ -33,8 +33,8 @@ def equal_drop(sizes: pd.DataFrame) -> Figure | None:
     """The least that each method keeps within a held-out drop of accuracy, bars by network.
 
     DDLR and Net-Trim as published; then each method in the order, refit of layers and goal with
-    which it keeps least, network by network; last ours with network refit. A panel a drop and what
-    is counted.
+    which it keeps least, network by network; last ours with network refit. One
+    panel per drop and per what is counted.
     """
     sizes = in_main_set(at_commonest_samples_and_ridge(sizes))
     bars = _bars(sizes)
@@ -79,7 +79,7 @@ def _bars(sizes: pd.DataFrame) -> list[_Bar]:
     published = of_variant(at_one_tolerance(sizes), AS_PUBLISHED)
     alone = sizes[sizes["refit"].isin(LAYER_REFITS)]
     together = sizes[sizes["refit"] == NETWORK_REFIT]
-    # Of pruning by magnitude the better one: a threshold a layer, or one for all.
+    # The better one of the two kinds of pruning by magnitude: one threshold per layer, or for all.
     kinds = {"magnitude": ("magnitude", "magnitude_global")}
     bars = [
         _Bar(
@@ -100,12 +100,12 @@ def _bars(sizes: pd.DataFrame) -> list[_Bar]:
 
 
 def _smallest(sizes: pd.DataFrame) -> pd.DataFrame:
-    """Of each network the row with the smallest fraction."""
+    """The row of each network with the smallest fraction."""
     return sizes.sort_values("fraction", kind="stable").drop_duplicates("model")
 
 
 def _draw_bars(axes: Axes, rows: pd.DataFrame, places: np.ndarray, width: float, bar: _Bar) -> None:
-    """A bar a network, with its value above ours and "n/a" where there is none."""
+    """One bar per network, with its value above ours and "n/a" where there is none."""
     colour = METHOD_STYLES[bar.method]["color"]
     faces = {"hatched": "white", "full": colour, "light": to_rgba(colour, 0.25)}
     size, highest = 100 * rows["fraction"], 100 * rows["fraction_max"]

@@ -42,19 +42,19 @@ from experiments.report.variants import (
 
 
 def frontier(sweeps: pd.DataFrame, counted: str) -> Figure | None:
-    """Test accuracy against size, one panel a network, all methods, one tolerance for all layers.
+    """Test accuracy against size, one panel per network, one tolerance for all layers.
 
-    Of DDLR and Net-Trim the variant as published, thin, and the best that was tried; of ours the
-    best; of the baselines their one. `counted` is a key of `experiments.report.tables.FRACTIONS`.
+    DDLR and Net-Trim have two lines, the variant as published, thin, and the best that was tried;
+    ours have their best, and the baselines their only one. `counted` is a key of `experiments.report.tables.FRACTIONS`.
     """
     return _accuracy_by_size(layer_by_layer(sweeps), counted, _frontier_lines)
 
 
 def frontier_goals(sweeps: pd.DataFrame, counted: str) -> Figure | None:
-    """Test accuracy against size, one panel a network, sizes allocated to layers for a kept share.
+    """Test accuracy against size, one panel per network, sizes allocated to layers.
 
-    Of each method its best form without network refit, and, thin, broken and hollow, with it. A
-    point is a share that was asked for. `counted` is a key of `tables.FRACTIONS`.
+    Each method has its best form without network refit, and, thin, broken and hollow, with it. A
+    point is a kept fraction that was asked for. `counted` is a key of `tables.FRACTIONS`.
     """
     allocated = in_main_set(sweeps[sweeps["goal"] == "kept_fraction"])
     return _accuracy_by_size(allocated, counted, _goal_lines)
@@ -98,7 +98,7 @@ def _frontier_lines(rows: pd.DataFrame) -> Lines:
 
 
 def _rival_lines(method: str, rows: pd.DataFrame) -> Lines:
-    """As published, and at its best where that is another variant; in one output set."""
+    """The lines of a rival in one output set: as published, and its best if that is another."""
     hinge = rows["constraint"].iloc[0] == "hinge"
     words, dotted = (", hinge set", {"linestyle": ":"}) if hinge else ("", {})
     improved = best_variant(rows, IMPROVED)

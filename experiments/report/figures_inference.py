@@ -18,7 +18,7 @@ _TIME_TICKS = tuple(step * 10**power for power in range(7) for step in (1, 2, 3,
 
 
 def inference(times: pd.DataFrame) -> Figure | None:
-    """Time of the fully connected layers against weights kept, a row a batch size, one thread."""
+    """Time of the fully connected layers on one thread, one row per batch size."""
     models = in_order(times["model"], NETWORK_TITLES)
     batches = sorted(times["batch"].unique())
     if not models:

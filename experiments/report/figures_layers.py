@@ -62,7 +62,8 @@ def layers(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
                 points = over_seeds(here[here["layer"] == name], "relative_tolerance", column)
                 marker = METHOD_STYLES[method]["marker"]
                 axes.errorbar(
-                    *(points.index, points["mean"]),
+                    points.index,
+                    points["mean"],
                     yerr=seed_range(points),
                     **{"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4},
                     label=_layer_label(here, name),
@@ -81,18 +82,19 @@ def _layer_label(rows: pd.DataFrame, name: str) -> str:
 
 
 def _rival_layers(sweeps: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """The rivals' rows of layers, in the main number of samples and output set.
+    """The rivals' rows of layers, at the commonest samples and ridge and in the main output set.
 
-    Of runs with one tolerance for all layers, none of which knows of the layers after it.
+    Their runs have one tolerance for all layers, none of which knows of the layers after it.
     """
-    main = at_commonest_samples_and_ridge(layer_by_layer(sweeps))
-    return in_main_set(of_methods(layers[layers["run"].isin(main["run"])], *RIVALS))
+    runs = at_commonest_samples_and_ridge(layer_by_layer(sweeps))
+    return in_main_set(of_methods(layers[layers["run"].isin(runs["run"])], *RIVALS))
 
 
 def bound(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
-    """Measured relative errors against promised ones: layers, on calibration and on held-out
-    samples, and the networks' outputs; a point a layer, or a run. In parallel order, where all
-    promises are about the original network's activations.
+    """Measured relative errors against promised ones, one point per layer, or per run.
+
+    Panels are layers on calibration samples, layers on held-out samples, and the networks' outputs.
+    All is in parallel order, where promises are about the original network's activations.
     """
     layer_rows = _rival_layers(sweeps, layers)
     layer_rows = layer_rows[layer_rows["order"] == "parallel"]

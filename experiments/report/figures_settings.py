@@ -42,7 +42,7 @@ from experiments.report.variants import (
 def samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
     """Size, accuracy and held-out error of the layers against the number of calibration samples.
 
-    DDLR, Net-Trim and ours in parallel order. A row a network, at the tolerance that was run with
+    DDLR, Net-Trim and ours in parallel order. One row per network, at the tolerance that was run with
     the most numbers of samples.
     """
     rows = in_main_set(of_methods(layer_by_layer(sweeps), *RIVALS, *OURS))
@@ -99,7 +99,7 @@ def _sample_axis(axes: Axes, numbers: list[int]) -> None:
 
 
 def order(sweeps: pd.DataFrame) -> Figure | None:
-    """Parallel order against cascade: test accuracy against weights kept, a row a refit.
+    """Parallel order against cascade: test accuracy against weights kept, one row per refit.
 
     DDLR, Net-Trim and ours, at one tolerance for all layers.
     """

@@ -9,7 +9,7 @@ from experiments.report.variants import RIVALS, refit_words
 
 
 def spectrum(values: pd.DataFrame) -> Figure | None:
-    """Singular values of one layer, as trained and as each method leaves it, a panel a metric."""
+    """Singular values of one layer, as trained and as each method leaves it, one panel per metric."""
     metrics = in_order(values["metric"], ("plain", "input"))
     titles = {
         "plain": "singular values of W",

@@ -11,9 +11,7 @@ from experiments.report.tables import GROUP, ONE_TOLERANCE
 from experiments.report.variants import A_SIZE, LAYER_REFITS, OURS, is_baseline, variant_words
 
 FAR_FROM_DENSE = 5.0  # points of test accuracy; a frontier is compared where ours is closer
-
 SINGLE_SEED_MARGIN = 0.2  # points, where there is no spread over seeds
-
 SIZES = np.geomspace(0.002, 1, 128)  # kept fractions at which frontiers are compared, 5 % apart
 
 
@@ -25,8 +23,8 @@ def on_the_frontier(sweeps: pd.DataFrame, model: str) -> TargetOutcome:
     """
     runs = sweeps[sweeps["model"] == model]
     runs = runs[runs["refit"].isin(LAYER_REFITS) & runs["goal"].isin([A_SIZE, ONE_TOLERANCE])]
-    own = runs["method"].isin(OURS)
-    ours, baselines = curves(runs[own]), curves(runs[is_baseline(runs)])
+    are_ours = runs["method"].isin(OURS)
+    ours, baselines = curves(runs[are_ours]), curves(runs[is_baseline(runs)])
     if not ours or not baselines:
         return TargetOutcome()
     dense = runs.groupby("seed")["accuracy_dense"].first()
@@ -57,7 +55,7 @@ def on_the_frontier(sweeps: pd.DataFrame, model: str) -> TargetOutcome:
 
 @dataclass(frozen=True)
 class Curve:
-    """A method, variant and goal in words, and its measures at `SIZES`, a column a seed.
+    """A method, variant and goal in words, and its measures at `SIZES`, one column per seed.
 
     `accuracy` is on the test set, `drop` that of the accuracy on held-out samples.
     """
@@ -68,15 +66,18 @@ class Curve:
 
 
 def curves(runs: pd.DataFrame) -> list[Curve]:
-    found = []
+    """A curve for each method, variant and goal of the runs."""
+    of_groups = []
     for key, rows in runs.groupby(GROUP):
         by_seed = list(rows.groupby("seed"))
         accuracy, drop = (
-            pd.DataFrame({seed: at_sizes(own, column, SIZES) for seed, own in by_seed}, index=SIZES)
+            pd.DataFrame(
+                {seed: at_sizes(rows, column, SIZES) for seed, rows in by_seed}, index=SIZES
+            )
             for column in ("accuracy", "accuracy_drop_held_out")
         )
-        found.append(Curve(variant_words(GROUP, key), accuracy, drop))
-    return found
+        of_groups.append(Curve(variant_words(GROUP, key), accuracy, drop))
+    return of_groups
 
 
 def excess(ours: list[Curve], baseline: Curve, dense: pd.Series) -> pd.DataFrame:
@@ -88,7 +89,7 @@ def excess(ours: list[Curve], baseline: Curve, dense: pd.Series) -> pd.DataFrame
     seeds = list(baseline.accuracy.columns)
     rivals = [curve for curve in ours if set(seeds) <= set(curve.accuracy.columns)]
     lowest = dense[seeds].mean() - FAR_FROM_DENSE
-    found = []
+    at_each_size = []
     for size, theirs in baseline.accuracy.dropna().iterrows():
         drops = {
             index: curve.drop.loc[size, seeds].mean(skipna=False)
@@ -102,5 +103,5 @@ def excess(ours: list[Curve], baseline: Curve, dense: pd.Series) -> pd.DataFrame
             continue
         margin = max(each.max() - each.min() for each in (theirs, best)) / 2
         margin = SINGLE_SEED_MARGIN if len(seeds) == 1 else margin
-        found.append((size, theirs.mean() - best.mean(), margin, len(seeds)))
-    return pd.DataFrame(found, columns=["size", "excess", "margin", "seeds"])
+        at_each_size.append((size, theirs.mean() - best.mean(), margin, len(seeds)))
+    return pd.DataFrame(at_each_size, columns=["size", "excess", "margin", "seeds"])

@@ -39,7 +39,7 @@ def lower_rank(sweeps: pd.DataFrame, layers: pd.DataFrame) -> TargetOutcome:
 
 
 def rank_ratios(sweeps: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """By network, layer and tolerance, the mean over seeds; NaN where a layer is stored dense."""
+    """The mean ratio over seeds by network, layer and tolerance; NaN where a layer is stored dense."""
     runs = sweeps[
         (sweeps["goal"] == ONE_TOLERANCE)
         & (sweeps["calibration_samples"] == USUAL_SAMPLES)
@@ -51,11 +51,11 @@ def rank_ratios(sweeps: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
     ]
     layers = layers[layers["run"].isin(runs["run"]) & (layers["activation"] == "relu")]
     at = ["model", "layer", "relative_tolerance"]
-    own, rival = (
+    ours, rival = (
         layers.loc[layers["method"] == method, [*at, "seed", "rank", "form"]]
         for method in ("lowest_rank", "activation_svd")
     )
-    pairs = own.merge(rival, on=[*at, "seed"], suffixes=("", "_svd"))
+    pairs = ours.merge(rival, on=[*at, "seed"], suffixes=("", "_svd"))
     dense = (pairs["form"] == "dense") | (pairs["form_svd"] == "dense")
     pairs["ratio"] = (pairs["rank"] / pairs["rank_svd"]).mask(dense)
     means = pairs.groupby(at)["ratio"].agg(lambda each: each.mean(skipna=False))
@@ -65,7 +65,7 @@ def rank_ratios(sweeps: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
 def told_beforehand(sweeps: pd.DataFrame) -> TargetOutcome:
     """The test drop of each network lies in the interval that its compression reported.
 
-    Of every variant that compressed all networks, all seeds.
+    Every variant counts that compressed all networks on all seeds.
     """
     runs = sweeps[(sweeps["goal"] == "max_accuracy_drop") & (sweeps["wanted"] == ACCURACY_DROP)]
     runs = at_commonest_samples_and_ridge(

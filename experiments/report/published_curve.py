@@ -32,8 +32,8 @@ def against_published(sweeps: pd.DataFrame, finetuned: pd.DataFrame) -> str:
     rows = with_all_seeds(at_commonest_samples_and_ridge(rows))
     lines = [
         line
-        for refit, own in rows.groupby("refit", sort=False)
-        for line in _lines(own, _AFTERWARDS[refit])
+        for refit, of_refit in rows.groupby("refit", sort=False)
+        for line in _lines(of_refit, _AFTERWARDS[refit])
     ]
     header = ["variant", "pruned (%)", "published (%)", "here (%)", "difference", "reproduced"]
     body = markdown_table(header, lines) if lines else f"{NOT_MEASURED.capitalize()}."

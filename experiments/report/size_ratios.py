@@ -12,7 +12,7 @@ SIZE_MARGIN = 0.05  # relative; at a certified gap of 1 % a size may be off by a
 
 
 def compare_sizes(
-    own: pd.DataFrame, rival: pd.DataFrame, column: str, drop: float
+    rows: pd.DataFrame, rival: pd.DataFrame, column: str, drop: float
 ) -> tuple[str, str]:
     """Sizes of two methods at one held-out drop, seed by seed; the word for it, and the ratios.
 
@@ -21,7 +21,7 @@ def compare_sizes(
     keeps the drop is known to need more than the largest size it was measured at, and no more than
     that: where this does not tell which is smaller, it is "undecided".
     """
-    sizes = [_sizes_at_drop(table, column, drop) for table in (own, rival)]
+    sizes = [_sizes_at_drop(table, column, drop) for table in (rows, rival)]
     bounds = [
         _ratio(sizes[0][seed], sizes[1][seed]) for seed in sorted(set(sizes[0]) & set(sizes[1]))
     ]
@@ -43,15 +43,17 @@ def compare_sizes(
 
 def _sizes_at_drop(rows: pd.DataFrame, column: str, drop: float) -> dict[int, tuple[float, bool]]:
     """By seed the size at a drop; or the largest measured, and False, where none keeps the drop."""
-    found = {}
-    for seed, own in rows.groupby("seed"):
-        size = size_at_drop(own[column].to_numpy(), own["accuracy_drop_held_out"].to_numpy(), drop)
+    sizes = {}
+    for seed, of_seed in rows.groupby("seed"):
+        size = size_at_drop(
+            of_seed[column].to_numpy(), of_seed["accuracy_drop_held_out"].to_numpy(), drop
+        )
         kept = not np.isnan(size)
-        found[seed] = (size if kept else own[column].max(), kept)
-    return found
+        sizes[seed] = (size if kept else of_seed[column].max(), kept)
+    return sizes
 
 
-def _ratio(own: tuple[float, bool], rival: tuple[float, bool]) -> tuple[float, float]:
+def _ratio(size: tuple[float, bool], rival: tuple[float, bool]) -> tuple[float, float]:
     """Bounds on the ratio of two such sizes, which agree where both are known."""
-    ratio = own[0] / rival[0]
-    return (ratio if rival[1] else 0, ratio if own[1] else np.inf)
+    ratio = size[0] / rival[0]
+    return (ratio if rival[1] else 0, ratio if size[1] else np.inf)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from experiments.report.curves import at_sizes, size_at_drop
+from experiments.report.curves import sizes_by_seed
 from experiments.report.outcomes import TargetOutcome
 from experiments.report.tables import GROUP, with_all_seeds
 from experiments.report.variants import A_SIZE, LAYER_REFITS, OURS, is_baseline, variant_words
@@ -18,7 +18,7 @@ LARGEST_DROP = 1.0  # points of held-out accuracy at which sizes are compared
 class Size:
     """The size of a method in one variant at a held-out drop, over seeds, and its test drop.
 
-    `at_most`: of some seed the smallest network measured is within the drop already.
+    `at_most` says that some seed's smallest network measured is within the drop already.
     """
 
     variant: str
@@ -71,30 +71,23 @@ def smaller_than_baselines(sweeps: pd.DataFrame, model: str, limit: float) -> Ta
 def our_sizes(sweeps: pd.DataFrame, model: str, refits: tuple[str, ...]) -> list[Size]:
     runs = with_all_seeds(sweeps)
     runs = runs[runs["model"] == model]
-    own = runs["method"].isin(OURS) & runs["refit"].isin(refits) & (runs["goal"] == A_SIZE)
-    return sizes(runs[own])
+    are_ours = runs["method"].isin(OURS) & runs["refit"].isin(refits) & (runs["goal"] == A_SIZE)
+    return sizes(runs[are_ours])
 
 
 def sizes(runs: pd.DataFrame) -> list[Size]:
     """The size at the drop of each method, variant and goal; not where a seed is never within."""
-    found = [_size(key, rows) for key, rows in runs.groupby(GROUP)]
-    return [size for size in found if size is not None]
+    of_groups = [_size(key, rows) for key, rows in runs.groupby(GROUP)]
+    return [size for size in of_groups if size is not None]
 
 
 def _size(key: tuple, rows: pd.DataFrame) -> Size | None:
-    at_drop, test_drops, at_most = [], [], False
-    for _, own in rows.groupby("seed"):
-        kept, drops = own["kept_fraction"].to_numpy(), own["accuracy_drop_held_out"].to_numpy()
-        size = size_at_drop(kept, drops, LARGEST_DROP)
-        at_drop.append(size)
-        # Not outside the measured sizes by a rounding error.
-        test_drops.append(at_sizes(own, "accuracy_drop", np.clip(size, kept.min(), kept.max())))
-        at_most |= size == kept.min()
+    at_drop, test_drops, at_most = sizes_by_seed(rows, LARGEST_DROP)
     if np.isnan(at_drop).any():
         return None
     over_seeds = (np.mean(at_drop), min(at_drop), max(at_drop))
     return Size(variant_words(GROUP, key), *over_seeds, np.mean(test_drops), at_most)
 
 
-def smallest(found: Iterable[Size]) -> Size | None:
-    return min(found, key=lambda size: size.mean, default=None)
+def smallest(sizes: Iterable[Size]) -> Size | None:
+    return min(sizes, key=lambda size: size.mean, default=None)

@@ -8,23 +8,23 @@ RANK_SEARCH = "lowest rank of a trained layer: pairs for the whole search, at th
 
 
 def solver_targets(table: pd.DataFrame) -> pd.DataFrame:
-    """What is aimed at, what was measured, and whether it was met. Unmeasured ones are left out."""
-    found = [target for target in _all_targets(table) if target["measured"] is not None]
-    for target in found:
+    """The targets that were measured: what is aimed at, what was measured, whether it was met."""
+    measured = [target for target in _all_targets(table) if target["measured"] is not None]
+    for target in measured:
         above, limit = target.pop("at_least", None), target.pop("at_most", None)
         met = target["measured"] >= above if limit is None else target["measured"] <= limit
         target["target"] = f">= {above:g}" if limit is None else f"<= {limit:g}"
         prefix = "> " if target.pop("unfinished", False) else ""
         target["measured"] = f"{prefix}{target['measured']:.3g}"
         target["met"] = "yes" if met else "no"
-    return pd.DataFrame(found, columns=["what", "target", "measured", "met"])
+    return pd.DataFrame(measured, columns=["what", "target", "measured", "met"])
 
 
 def _all_targets(table: pd.DataFrame) -> list[dict]:
     def value(column: str, **choice) -> float | None:
         rows = table
-        for key, wanted in choice.items():
-            rows = rows[rows[key] == wanted] if key in rows else rows.iloc[:0]
+        for key, chosen in choice.items():
+            rows = rows[rows[key] == chosen] if key in rows else rows.iloc[:0]
         return rows[column].iloc[-1] if len(rows) and column in rows else None
 
     def ratio(above: float | None, below: float | None) -> float | None:
@@ -78,7 +78,8 @@ def _all_targets(table: pd.DataFrame) -> list[dict]:
             {
                 "what": f"peak memory, {norm}: times inputs and targets",
                 "measured": ratio(
-                    *(value(c, part="memory", norm=norm) for c in ("peak_bytes", "data_bytes"))
+                    value("peak_bytes", part="memory", norm=norm),
+                    value("data_bytes", part="memory", norm=norm),
                 ),
                 "at_most": 4,
             },
@@ -105,7 +106,7 @@ def _pairs(table: pd.DataFrame, part: str, case: str) -> list[float]:
 
 
 def _seconds_per_iteration(table: pd.DataFrame, norm: str) -> float | None:
-    """What the trace's last iterations took beyond its first, so set-up and last proof apart."""
+    """The seconds per iteration between the first and last point of the trace, without set-up."""
     trace = table[(table["part"] == "layer") & (table["case"] == "trace")]
     trace = trace[(trace["norm"] == norm) & (trace["solver"] == "ours")]
     if trace["iterations"].nunique() < 2:

@@ -14,8 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from experiments.report.tables import METHOD_TITLES, NETWORK_TITLES
 from experiments.runs.records import write_whole
 
-# One style a method in all figures; colours of Okabe and Ito, a purple and a grey, told apart by
-# every kind of sight.
+# One style per method in all figures; colours of Okabe and Ito, a purple, a brown and a grey, told
+# apart by every kind of sight. The cone solvers' have those of what they solve.
 METHOD_STYLES = {
     "fewest_weights": {"color": "#000000", "marker": "*"},
     "lowest_rank": {"color": "#6A1B7A", "marker": "d"},
@@ -32,18 +32,13 @@ METHOD_STYLES = {
 }
 
 THIN = {"linewidth": 1.0, "markersize": 4, "linestyle": "--", "markerfacecolor": "white"}
-
 THICK = {"linewidth": 2.0, "markersize": 6}
-
 BOLD = {"linewidth": 2.6, "markersize": 6.5, "zorder": 3}
-
 FAINT = {"linewidth": 1.1, "markersize": 4.5, "alpha": 0.9}
 
 # Accuracies further below the dense network are of no use to anybody and would flatten the rest.
 _POINTS_SHOWN = 5
-
 _SIZE_TICKS = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)
-
 _INCHES_PER_ENTRY, _INCHES_PER_ROW = 2.9, 0.22  # of a legend
 
 
@@ -64,7 +59,7 @@ def network_title(model: str, short: bool = False) -> str:
 
 
 def panels_and_spare(number: int) -> tuple[Figure, list[Axes], Axes | None]:
-    """So many panels in rows of three at most; the first free place, for a legend."""
+    """Panels in rows of three at most, and the first free place beside them, for a legend."""
     columns = min(3, number)
     rows = -(-number // columns)
     figure, grid = plt.subplots(
@@ -173,7 +168,8 @@ def bare(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all, and close it."""
     # Without the software version in it, the same table gives the same file.
-    about = {"format": path.suffix[1:], "metadata": {"Software": None}}
-    write_whole(path, lambda scratch: figure.savefig(scratch, dpi=150, **about))
+    options = {"format": path.suffix[1:], "metadata": {"Software": None}}
+    write_whole(path, lambda scratch: figure.savefig(scratch, dpi=150, **options))
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""How the tables of results are read: names and their order, settings, the frontier of a method.
+"""How the tables of results are read: names and their order, settings and variants.
 
 Needs neither torch nor a network. A *setting* is everything about a run but its seed; a *variant*
 is a method with its output set, refit and order. What a run was to reach is its *goal* and the
@@ -85,13 +85,13 @@ def with_choices(runs: pd.DataFrame) -> pd.DataFrame:
     `earlier` marks rows that are carried over from before weights that no output depends on were
     removed for every method, and before certificates had two sides.
     """
-    found = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", "earlier"])
+    choices = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", "earlier"])
     return runs.assign(
-        goal=found["goal"].astype(object).fillna(ONE_TOLERANCE),
-        wanted=found["wanted"].fillna(runs["relative_tolerance"]),
-        ridge=found["ridge"].fillna(USUAL_RIDGE),
-        cascade_bound=found["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
-        earlier=found["earlier"].astype(object).fillna(False).astype(bool),
+        goal=choices["goal"].astype(object).fillna(ONE_TOLERANCE),
+        wanted=choices["wanted"].fillna(runs["relative_tolerance"]),
+        ridge=choices["ridge"].fillna(USUAL_RIDGE),
+        cascade_bound=choices["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
+        earlier=choices["earlier"].astype(object).fillna(False).astype(bool),
     )
 
 
@@ -127,10 +127,12 @@ def with_all_seeds(sweeps: pd.DataFrame) -> pd.DataFrame:
 def at_commonest_samples_and_ridge(sweeps: pd.DataFrame) -> pd.DataFrame:
     """The rows at the calibration samples and ridge that a network and method has most rows of.
 
-    Of those with as many rows the larger ones are taken.
+    Where two have as many rows, the larger ones are taken.
     """
     of, chosen = ["model", "method"], ["calibration_samples", "ridge"]
     counts = sweeps.groupby([*of, *chosen]).size().reset_index(name="n")
-    main = counts.sort_values(["n", *chosen]).drop_duplicates(of, keep="last")
-    is_main = sweeps.set_index([*of, *chosen]).index.isin(main.set_index([*of, *chosen]).index)
-    return sweeps[is_main]
+    commonest = counts.sort_values(["n", *chosen]).drop_duplicates(of, keep="last")
+    at_commonest = sweeps.set_index([*of, *chosen]).index.isin(
+        commonest.set_index([*of, *chosen]).index
+    )
+    return sweeps[at_commonest]

@@ -16,6 +16,7 @@ from experiments.report.guarantees import (
     lower_rank,
     told_beforehand,
 )
+from experiments.report.markdown import markdown_table
 from experiments.report.outcomes import TargetOutcome
 from experiments.report.sizes_at_drop import LARGEST_DROP, small_enough, smaller_than_baselines
 from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
@@ -119,7 +120,7 @@ iteration of a solver can avoid."""
 
 
 def measured_targets(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row a target. A table that is missing, or has no rows for it, leaves it unmeasured."""
+    """One row per target. A table that is missing, or has no rows for it, leaves it unmeasured."""
     rows = []
     for target in TARGETS:
         there = set(target.tables) <= set(tables)
@@ -131,9 +132,8 @@ def measured_targets(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "target", "measured", "test_drop", "met"])
 
 
-def report(found: pd.DataFrame) -> str:
+def report(measured: pd.DataFrame) -> str:
     """The whole of `targets.md`, from the rows of `measured_targets`."""
     header = ["what", "target", "measured", "at that size, on the test set", "met"]
-    lines = [header, ["---"] * len(header), *found.to_numpy().tolist()]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(header, measured.to_numpy().tolist())
     return f"# The project's targets\n\n{_EXPLANATION}\n\n{table}\n"
