@@ -29,7 +29,9 @@ def main(cfg: DictConfig) -> None:
         sys.exit(f"{paths[0]} and {paths[1]} have no run in common")
     log.info(
         "%d runs in both tables; largest difference %.3f points of accuracy, %.4f of the weights",
-        *(len(table), table["accuracy_difference"].max(), table["kept_difference"].max()),
+        len(table),
+        table["accuracy_difference"].max(),
+        table["kept_difference"].max(),
     )
     apart = table[table["accuracy_difference"] > cfg.accuracy_points]
     if len(apart):

@@ -102,10 +102,16 @@ def _seconds(folder: Path, cfg: DictConfig, *overrides: str) -> float:
     started = time.perf_counter()
     subprocess.run(
         [
-            *(sys.executable, "-m", "experiments.compress", *overrides),
-            *(f"results_dir={folder}/results", f"output_dir={folder}/outputs"),
-            *(f"checkpoint_dir={cfg.checkpoint_dir}", f"data_dir={cfg.data_dir}"),
-            *("tracking=none", "verbosity=quiet"),
+            sys.executable,
+            "-m",
+            "experiments.compress",
+            *overrides,
+            f"results_dir={folder}/results",
+            f"output_dir={folder}/outputs",
+            f"checkpoint_dir={cfg.checkpoint_dir}",
+            f"data_dir={cfg.data_dir}",
+            "tracking=none",
+            "verbosity=quiet",
         ],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

@@ -13,7 +13,7 @@ from experiments.configuration import CONFIG_PATH
 from experiments.report.tables import (
     MADE_BY,
     METHOD_TITLES,
-    at_main_samples,
+    at_commonest_samples_and_ridge,
     at_one_tolerance,
     in_order,
     read_table,
@@ -27,8 +27,8 @@ _FILES = {
     "figures/bound.png": "errors as promised and as measured",
     "figures/equal_drop.png": "the smallest networks within a drop of accuracy",
     "sizes.csv": "the same as a table",
-    "sweeps.csv": "one row a run",
-    "layers.csv": "one row a layer of a run",
+    "sweeps.csv": "one row per run",
+    "layers.csv": "one row per layer of a run",
 }
 _REFIT_WORDS = {"none": "", "layer": "refit", "network": "network refit"}
 
@@ -46,11 +46,13 @@ def main(cfg: DictConfig) -> None:
 
 
 def summary(sweeps: pd.DataFrame) -> str:
-    """A block a network: weights kept and test accuracy, by method and tolerance, means over seeds.
+    """One block per network: weights kept and test accuracy by method and tolerance, seed means.
 
-    Of runs with one tolerance for all layers, at the calibration samples and ridge of most of them.
+    The runs have one tolerance for all layers, and the calibration samples and ridge of most.
     """
-    networks = at_main_samples(at_one_tolerance(sweeps)).groupby(["dataset", "model"])
+    networks = at_commonest_samples_and_ridge(at_one_tolerance(sweeps)).groupby(
+        ["dataset", "model"]
+    )
     return "\n\n".join(_block(dataset, model, rows) for (dataset, model), rows in networks)
 
 
@@ -80,11 +82,11 @@ def _block(dataset: str, model: str, rows: pd.DataFrame) -> str:
 
 def _cells(rows: pd.DataFrame, tolerances: list[float]) -> str:
     means = rows.groupby("wanted")[["kept_fraction", "accuracy"]].mean()
-    found = {
+    cells = {
         tolerance: f"{100 * mean.kept_fraction:.1f} / {mean.accuracy:.1f}"
         for tolerance, mean in means.iterrows()
     }
-    return "".join(f"{found.get(tolerance, '-'):>{_WIDTH}}" for tolerance in tolerances)
+    return "".join(f"{cells.get(tolerance, '-'):>{_WIDTH}}" for tolerance in tolerances)
 
 
 if __name__ == "__main__":

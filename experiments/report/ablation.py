@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.report.tables import at_main_samples, size_at_drop, with_all_seeds
-from experiments.targets import A_SIZE, at_sizes
+from experiments.report.curves import sizes_by_seed
+from experiments.report.tables import at_commonest_samples_and_ridge, with_all_seeds
+from experiments.report.variants import A_SIZE
 
 # Step to its refit and order.
 STEPS = {
@@ -30,9 +31,9 @@ _WITHOUT_RIDGE = "activation_svd"
 def ablation_sizes(sweeps: pd.DataFrame, drops: Sequence[float]) -> pd.DataFrame:
     """The weights kept at equal held-out drops of accuracy, as steps are added one by one.
 
-    Of the runs to a given size, on the networks that the selection of inputs was run alone on, at
-    the calibration samples and ridge that it has most rows of. Between measured sizes it is
-    interpolated, seed by seed, see `experiments.report.tables.size_at_drop`.
+    Only runs to a given size count, on the networks that the selection of inputs was run alone on,
+    at the calibration samples and ridge that it has most rows of. Between measured sizes it is
+    interpolated, seed by seed, see `experiments.report.curves.size_at_drop`.
 
     Parameters
     ----------
@@ -51,10 +52,10 @@ def ablation_sizes(sweeps: pd.DataFrame, drops: Sequence[float]) -> pd.DataFrame
     """
     runs = with_all_seeds(sweeps[sweeps["goal"] == A_SIZE])
     alone = METHODS["selected"][0]
-    of_selection = at_main_samples(runs[runs["method"] == alone])
+    of_selection = at_commonest_samples_and_ridge(runs[runs["method"] == alone])
     rows = []
-    for model, own in of_selection.groupby("model"):
-        samples, ridge = own["calibration_samples"].iloc[0], own["ridge"].iloc[0]
+    for model, selected in of_selection.groupby("model"):
+        samples, ridge = selected["calibration_samples"].iloc[0], selected["ridge"].iloc[0]
         here = runs[(runs["model"] == model) & (runs["calibration_samples"] == samples)]
         here = here[(here["ridge"] == ridge) | (here["method"] == _WITHOUT_RIDGE)]
         at = {"model": model, "calibration_samples": samples, "ridge": ridge}
@@ -64,21 +65,14 @@ def ablation_sizes(sweeps: pd.DataFrame, drops: Sequence[float]) -> pd.DataFrame
                     method = closed_form if step == "closed form" else searched
                     variant = {"method": method, "refit": refit, "order": order}
                     of_step = here[(here[list(variant)] == pd.Series(variant)).all(axis=1)]
-                    about = {**at, "largest_drop": drop, "inputs": inputs, "step": step, **variant}
-                    rows.append(about | _size(of_step, drop))
+                    case = {**at, "largest_drop": drop, "inputs": inputs, "step": step, **variant}
+                    rows.append(case | _size(of_step, drop))
     return pd.DataFrame(rows).round(6)
 
 
 def _size(rows: pd.DataFrame, drop: float) -> dict:
     """The size at the drop and the test drop there, over seeds; NaN where there is none."""
-    sizes, test_drops, at_most = [], [], False
-    for _, own in rows.groupby("seed"):
-        kept = own["kept_fraction"].to_numpy()
-        size = size_at_drop(kept, own["accuracy_drop_held_out"].to_numpy(), drop)
-        sizes.append(size)
-        # Not outside the measured sizes by a rounding error.
-        test_drops.append(at_sizes(own, "accuracy_drop", np.clip(size, kept.min(), kept.max())))
-        at_most |= size == kept.min()
+    sizes, test_drops, at_most = sizes_by_seed(rows, drop)
     if not sizes or np.isnan(sizes).any():
         sizes, test_drops, at_most = [np.nan], [np.nan], False
     return {

@@ -1,7 +1,4 @@
-"""The figure of what each step towards the fewest weights brings. Needs no network.
-
-In a module of its own, in the style of `experiments.report.figures`.
-"""
+"""The figure of what each step towards the fewest weights brings."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.report.ablation import STEPS
-from experiments.report.figures import METHOD_STYLES, bare
+from experiments.report.style import METHOD_STYLES, bare
 from experiments.report.tables import NETWORK_TITLES, in_order
 
 # In the colour of the method that a line ends at.
@@ -23,15 +20,15 @@ _TICKS = (1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50)
 
 
 def ablation(table: pd.DataFrame) -> Figure | None:
-    """Weights kept at equal held-out drops as steps are added, a row a drop, a column a network.
+    """Weights kept at equal held-out drops as steps are added: rows are drops, columns networks.
 
     A line without and one with selection of inputs; a step adds to those before it. Bars are the
     range over seeds. A step with which a seed is never within the drop has no point. `table` is
     that of `experiments.report.ablation.ablation_sizes`.
     """
-    found = table[table["fraction"].notna()]
-    models = in_order(found["model"], NETWORK_TITLES)
-    drops = sorted(found["largest_drop"].unique())
+    reached = table[table["fraction"].notna()]
+    models = in_order(reached["model"], NETWORK_TITLES)
+    drops = sorted(reached["largest_drop"].unique())
     if not models:
         return None
     figure, grid = plt.subplots(
@@ -44,7 +41,7 @@ def ablation(table: pd.DataFrame) -> Figure | None:
     )
     for row, drop in zip(grid, drops, strict=True):
         for axes, model in zip(row, models, strict=True):
-            here = found[(found["model"] == model) & (found["largest_drop"] == drop)]
+            here = reached[(reached["model"] == model) & (reached["largest_drop"] == drop)]
             for inputs, style in _LINES.items():
                 steps = here[here["inputs"] == inputs].set_index("step")
                 _draw(axes, steps, style, above=inputs == "all")
@@ -93,6 +90,3 @@ def _axes(axes: Axes) -> None:
     axes.set_xlim(-0.5, len(STEPS) - 0.5)
     axes.set_xlabel("steps, each added to those before it")
     bare(axes)
-
-
-FIGURES = {"ablation": (ablation, ("ablation",))}

@@ -7,6 +7,7 @@ is kept, and how far that is above what was asked for.
 
 import pandas as pd
 
+from experiments.report.markdown import markdown_table
 from experiments.report.tables import METHOD_TITLES, in_order
 
 SLACK = 1e-3  # relative, above a bound: of solves from before weights were kept within it
@@ -26,7 +27,7 @@ _DIGITS = (1, 4, 1, 2, 1, 1)  # of the numbers behind the count
 
 
 def promises(layers: pd.DataFrame) -> pd.DataFrame:
-    """A row a method and order, over the layers of all its runs without refit of the network.
+    """One row per method and order, over the layers of all its runs without refit of the network.
 
     Layers that were left as they are count for nothing. Where it is not known what was asked for,
     the layer counts in the first three columns alone.
@@ -36,9 +37,9 @@ def promises(layers: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for method in in_order(solved["method"], METHOD_TITLES):
         for order in ("parallel", "cascade"):
-            own = solved[(solved["method"] == method) & (solved["order"] == order)]
-            if len(own):
-                rows.append((METHOD_TITLES.get(method, method), order, *_measures(own)))
+            of_order = solved[(solved["method"] == method) & (solved["order"] == order)]
+            if len(of_order):
+                rows.append((METHOD_TITLES.get(method, method), order, *_measures(of_order)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -73,12 +74,11 @@ def section(layers: pd.DataFrame) -> str:
         "next layer does not read are removed, for every method, and count there as an error of "
         "their whole size. Nothing is promised of them."
     )
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    lines = []
     for method, order, count, *numbers in promises(layers).itertuples(index=False):
         cells = [_number(value, digits) for value, digits in zip(numbers, _DIGITS, strict=True)]
         lines.append([method, order, str(count), *cells])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{title}\n\n{measure}\n\n{table}"
+    return f"{title}\n\n{measure}\n\n{markdown_table(list(COLUMNS), lines)}"
 
 
 def _number(value: float, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""How the tables of results are read: names and their order, settings, the frontier of a method.
+"""How the tables of results are read: names and their order, settings and variants.
 
 Needs neither torch nor a network. A *setting* is everything about a run but its seed; a *variant*
 is a method with its output set, refit and order. What a run was to reach is its *goal* and the
@@ -9,7 +9,6 @@ layer has its own.
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from experiments.runs.records import (
@@ -27,6 +26,8 @@ NETWORK_TITLES = {
     "vgg_small": "VGG-style net on CIFAR-10, FC layers",
     "mlp_digits": "MLP 64-48-32-10 on digits",
 }
+MNIST = ("lenet_300_100", "fc_nettrim", "lenet5")
+CIFAR10 = ("vgg_small", "convnet_nettrim")
 # For axes, in two lines at most.
 SHORT_TITLES = {
     "lenet_300_100": "LeNet-\n300-100",
@@ -84,13 +85,13 @@ def with_choices(runs: pd.DataFrame) -> pd.DataFrame:
     `earlier` marks rows that are carried over from before weights that no output depends on were
     removed for every method, and before certificates had two sides.
     """
-    found = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", "earlier"])
+    choices = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", "earlier"])
     return runs.assign(
-        goal=found["goal"].astype(object).fillna(ONE_TOLERANCE),
-        wanted=found["wanted"].fillna(runs["relative_tolerance"]),
-        ridge=found["ridge"].fillna(USUAL_RIDGE),
-        cascade_bound=found["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
-        earlier=found["earlier"].astype(object).fillna(False).astype(bool),
+        goal=choices["goal"].astype(object).fillna(ONE_TOLERANCE),
+        wanted=choices["wanted"].fillna(runs["relative_tolerance"]),
+        ridge=choices["ridge"].fillna(USUAL_RIDGE),
+        cascade_bound=choices["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
+        earlier=choices["earlier"].astype(object).fillna(False).astype(bool),
     )
 
 
@@ -123,44 +124,15 @@ def with_all_seeds(sweeps: pd.DataFrame) -> pd.DataFrame:
     return sweeps[sweeps.groupby(SETTING)["seed"].transform("nunique") == of_network]
 
 
-def at_main_samples(sweeps: pd.DataFrame) -> pd.DataFrame:
+def at_commonest_samples_and_ridge(sweeps: pd.DataFrame) -> pd.DataFrame:
     """The rows at the calibration samples and ridge that a network and method has most rows of.
 
-    Of those with as many rows the larger ones are taken.
+    Where two have as many rows, the larger ones are taken.
     """
     of, chosen = ["model", "method"], ["calibration_samples", "ridge"]
     counts = sweeps.groupby([*of, *chosen]).size().reset_index(name="n")
-    main = counts.sort_values(["n", *chosen]).drop_duplicates(of, keep="last")
-    is_main = sweeps.set_index([*of, *chosen]).index.isin(main.set_index([*of, *chosen]).index)
-    return sweeps[is_main]
-
-
-def size_at_drop(sizes: np.ndarray, drops: np.ndarray, drop: float) -> float:
-    """The smallest size on a method's frontier whose drop of accuracy is at most `drop`.
-
-    Between measured points, taken in the order of their sizes, the drop is interpolated linearly
-    in the logarithm of the size. It is not extrapolated.
-
-    Parameters
-    ----------
-    sizes, drops : ndarray, shape (points,)
-        Fractions kept, and drops of accuracy in points.
-    drop : float
-        In points.
-
-    Returns
-    -------
-    float
-        NaN where no point keeps to `drop`.
-    """
-    order = np.argsort(sizes, kind="stable")
-    sizes, drops = sizes[order], drops[order]
-    within = np.flatnonzero(drops <= drop)
-    if not len(within):
-        return float("nan")
-    first = within[0]
-    if first == 0:
-        return float(sizes[0])
-    share = (drop - drops[first]) / (drops[first - 1] - drops[first])
-    low, high = np.log(sizes[first - 1]), np.log(sizes[first])
-    return float(np.exp(high + share * (low - high)))
+    commonest = counts.sort_values(["n", *chosen]).drop_duplicates(of, keep="last")
+    at_commonest = sweeps.set_index([*of, *chosen]).index.isin(
+        commonest.set_index([*of, *chosen]).index
+    )
+    return sweeps[at_commonest]

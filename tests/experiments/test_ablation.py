@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 
 from experiments.configuration import CONFIG_PATH
 from experiments.report.ablation import METHODS, STEPS, ablation_sizes
-from experiments.report.tables import read_table, size_at_drop, write_table
+from experiments.report.curves import size_at_drop
+from experiments.report.tables import read_table, write_table
 from experiments.status import expanded
 from made_up_tables import made_up_ablation
 

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 
 from experiments.configuration import CONFIG_PATH, REPOSITORY
+from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
 from experiments.runs.records import read_records
-from experiments.targets import ONE_RANK, RANK_SEARCH
 from offline_wandb import entries
 
 DIGITS = ("dataset=digits", "model=mlp_digits")
@@ -108,7 +108,7 @@ def test_the_summary_has_a_line_a_method_and_says_where_to_look(swept):
         rows = sweeps.loc[method].sort_index()
         cells = [f"{100 * row.kept_fraction:.1f} / {row.accuracy:.1f}" for row in rows.itertuples()]
         assert line.split()[1:] == " ".join(cells).split()
-    assert f"{swept}/results/sweeps.csv: one row a run" in done.stdout
+    assert f"{swept}/results/sweeps.csv: one row per run" in done.stdout
     assert len(done.stdout.splitlines()) < 24
 
 

@@ -11,20 +11,21 @@ from matplotlib import pyplot as plt
 matplotlib.use("Agg")
 
 from experiments.collect import ACCURACY_DROPS, smallest_sizes
-from experiments.plot import FIGURES, draw, save
+from experiments.plot import draw
 from experiments.report.ablation import ablation_sizes
-from experiments.report.figures import (
-    METHOD_STYLES,
-    bound,
-    equal_drop,
-    frontier,
-    frontier_goals,
-    layers,
-    order,
-    samples,
-)
+from experiments.report.figures import FIGURES
 from experiments.report.figures_ablation import ablation
-from experiments.report.tables import MADE_BY, METHOD_TITLES, NETWORK_TITLES, at_main_samples
+from experiments.report.figures_equal_drop import equal_drop
+from experiments.report.figures_frontier import frontier, frontier_goals
+from experiments.report.figures_layers import bound, layers
+from experiments.report.figures_settings import order, samples
+from experiments.report.style import METHOD_STYLES, save
+from experiments.report.tables import (
+    MADE_BY,
+    METHOD_TITLES,
+    NETWORK_TITLES,
+    at_commonest_samples_and_ridge,
+)
 from made_up_tables import (
     KEPT_FRACTIONS,
     NETWORKS,
@@ -261,7 +262,7 @@ def test_the_rivals_are_compared_in_one_output_set_and_ours_in_its_own(whole):
 
 
 def test_other_numbers_of_samples_are_in_their_own_figure_alone(whole):
-    main = at_main_samples(whole["sweeps"])
+    main = at_commonest_samples_and_ridge(whole["sweeps"])
     assert set(main["calibration_samples"]) == {5000}
     axes = samples(whole["sweeps"], whole["layers"]).axes[0]
     assert list(axes.get_lines()[0].get_xdata()) == sorted([*SAMPLES, 5000])
@@ -276,7 +277,7 @@ def test_other_numbers_of_samples_are_in_their_own_figure_alone(whole):
 def test_rows_with_another_ridge_do_not_mix_with_the_main_ones(whole):
     sweeps = whole["sweeps"]
     other = sweeps[sweeps["method"] == "fewest_weights"].head(3).assign(ridge=1.0)
-    assert set(at_main_samples(pd.concat([sweeps, other]))["ridge"]) == {0.01}
+    assert set(at_commonest_samples_and_ridge(pd.concat([sweeps, other]))["ridge"]) == {0.01}
 
 
 def test_ours_has_a_line_of_samples_only_where_there_are_several_numbers(whole):

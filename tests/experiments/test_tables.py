@@ -3,51 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from experiments.report.tables import (
-    at_main_samples,
+    at_commonest_samples_and_ridge,
     at_one_tolerance,
     in_order,
-    size_at_drop,
     with_all_seeds,
     with_choices,
 )
 from experiments.runs.records import ONE_TOLERANCE, USUAL_RIDGE
-
-curves = st.lists(
-    st.tuples(st.integers(1, 100), st.integers(-4, 40)),
-    min_size=1,
-    max_size=8,
-    unique_by=lambda point: point[0],
-).map(lambda points: [(size / 100, drop / 10) for size, drop in points])
-
-
-@given(curves, st.floats(-0.5, 4.0), st.randoms())
-def test_the_size_at_a_drop_is_where_the_curve_first_comes_down_to_it(points, drop, random):
-    random.shuffle(points)
-    sizes, drops = (np.array(column) for column in zip(*points, strict=True))
-    found = size_at_drop(sizes, drops, drop)
-    within = sizes[drops <= drop]
-    if not len(within):
-        assert np.isnan(found)
-        return
-    assert found <= within.min() * (1 + 1e-12)
-    if sizes.min() in within:
-        assert found == sizes.min()
-        return
-    # Between the smallest within the drop and its smaller neighbour, where the drop is as asked.
-    order = np.argsort(sizes)
-    assert np.interp(np.log(found), np.log(sizes[order]), drops[order]) == pytest.approx(drop)
-    assert found >= sizes[sizes < within.min()].max() * (1 - 1e-12)
-    assert (drops[sizes < found * (1 - 1e-12)] > drop).all()
-
-
-@pytest.mark.parametrize("drop", [0.5, 1.0])
-def test_a_point_at_the_drop_is_within_it_and_a_later_rise_is_not_looked_at(drop):
-    sizes = np.array([0.1, 0.2, 0.4, 0.8])
-    assert size_at_drop(sizes, np.array([3.0, drop, drop + 1, 0.0]), drop) == 0.2
 
 
 def settings(**columns) -> pd.DataFrame:
@@ -62,7 +26,7 @@ def joined(*parts: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def test_the_main_samples_and_ridge_are_those_with_most_rows_of_a_network_and_method():
+def test_the_commonest_samples_and_ridge_are_those_with_most_rows_of_a_network_and_method():
     few = [settings(wanted=each, calibration_samples=5000) for each in (0.1, 0.2)]
     many = [settings(wanted=each, calibration_samples=500) for each in (0.1, 0.2, 0.3)]
     # Another method, and another network, have most rows elsewhere.
@@ -71,7 +35,7 @@ def test_the_main_samples_and_ridge_are_those_with_most_rows_of_a_network_and_me
         for each in (0.1, 0.2, 0.3, 0.4)
         for other in ({"method": "n"}, {"model": "b"})
     ]
-    main = at_main_samples(joined(*few, *many, *others))
+    main = at_commonest_samples_and_ridge(joined(*few, *many, *others))
     own = main[(main["model"] == "a") & (main["method"] == "m")]
     assert sorted(own["wanted"]) == [0.1, 0.2, 0.3]
     assert set(own["calibration_samples"]) == {500}
@@ -81,12 +45,10 @@ def test_the_main_samples_and_ridge_are_those_with_most_rows_of_a_network_and_me
 @pytest.mark.parametrize(
     ("column", "smaller", "larger"), [("calibration_samples", 500, 5000), ("ridge", 0.01, 1.0)]
 )
-def test_of_samples_and_ridges_with_as_many_rows_the_larger_are_the_main_ones(
-    column, smaller, larger
-):
+def test_of_samples_and_ridges_with_as_many_rows_the_larger_are_taken(column, smaller, larger):
     rows = [settings(**{column: each}) for each in (larger, smaller)]
     for order in (rows, rows[::-1]):
-        assert set(at_main_samples(joined(*order))[column]) == {larger}
+        assert set(at_commonest_samples_and_ridge(joined(*order))[column]) == {larger}
 
 
 def test_a_setting_counts_with_every_seed_of_its_own_network():

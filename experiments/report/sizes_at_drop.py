@@ -1,0 +1,93 @@
+"""Targets of size: the weights kept at an equal drop of accuracy, ours and the baselines'."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from experiments.report.curves import sizes_by_seed
+from experiments.report.outcomes import TargetOutcome
+from experiments.report.tables import GROUP, with_all_seeds
+from experiments.report.variants import A_SIZE, LAYER_REFITS, OURS, is_baseline, variant_words
+
+LARGEST_DROP = 1.0  # points of held-out accuracy at which sizes are compared
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a method in one variant at a held-out drop, over seeds, and its test drop.
+
+    `at_most` says that some seed's smallest network measured is within the drop already.
+    """
+
+    variant: str
+    mean: float
+    low: float
+    high: float
+    test_drop: float
+    at_most: bool
+
+    @property
+    def percent(self) -> str:
+        text = f"{'at most ' if self.at_most else ''}{100 * self.mean:.2f} %"
+        if self.low != self.high:
+            text += f" ({100 * self.low:.2f} to {100 * self.high:.2f} over seeds)"
+        return f"{text}, {self.variant}"
+
+
+def small_enough(
+    sweeps: pd.DataFrame, model: str, refits: tuple[str, ...], limit: float
+) -> TargetOutcome:
+    """The smallest size of ours at the drop is within the limit."""
+    best = smallest(our_sizes(sweeps, model, refits))
+    if best is None:
+        return TargetOutcome()
+    return TargetOutcome(bool(best.mean <= limit), best.percent, f"{best.test_drop:.2f}")
+
+
+def smaller_than_baselines(sweeps: pd.DataFrame, model: str, limit: float) -> TargetOutcome:
+    """Our size at the drop over that of the best baseline, both without refit of the network.
+
+    Each is the best of all numbers of calibration samples and ridges, by the held-out size. Where
+    the baseline may be smaller still than it was measured, the target is not met.
+    """
+    runs = with_all_seeds(sweeps)
+    runs = runs[(runs["model"] == model) & is_baseline(runs) & runs["refit"].isin(LAYER_REFITS)]
+    ours, best = smallest(our_sizes(sweeps, model, LAYER_REFITS)), smallest(sizes(runs))
+    if ours is None or best is None:
+        return TargetOutcome()
+    ratio = ours.mean / best.mean
+    word = "at least " if best.at_most else ""
+    seeds = runs["seed"].nunique()
+    alone = "; of one seed, whose spread is not known" if seeds == 1 else ""
+    return TargetOutcome(
+        bool(ratio <= limit and not best.at_most),
+        f"{word}{ratio:.2f}: {ours.percent}; best baseline {best.percent}{alone}",
+        f"{ours.test_drop:.2f}; baseline {best.test_drop:.2f}",
+    )
+
+
+def our_sizes(sweeps: pd.DataFrame, model: str, refits: tuple[str, ...]) -> list[Size]:
+    runs = with_all_seeds(sweeps)
+    runs = runs[runs["model"] == model]
+    are_ours = runs["method"].isin(OURS) & runs["refit"].isin(refits) & (runs["goal"] == A_SIZE)
+    return sizes(runs[are_ours])
+
+
+def sizes(runs: pd.DataFrame) -> list[Size]:
+    """The size at the drop of each method, variant and goal; not where a seed is never within."""
+    of_groups = [_size(key, rows) for key, rows in runs.groupby(GROUP)]
+    return [size for size in of_groups if size is not None]
+
+
+def _size(key: tuple, rows: pd.DataFrame) -> Size | None:
+    at_drop, test_drops, at_most = sizes_by_seed(rows, LARGEST_DROP)
+    if np.isnan(at_drop).any():
+        return None
+    over_seeds = (np.mean(at_drop), min(at_drop), max(at_drop))
+    return Size(variant_words(GROUP, key), *over_seeds, np.mean(test_drops), at_most)
+
+
+def smallest(sizes: Iterable[Size]) -> Size | None:
+    return min(sizes, key=lambda size: size.mean, default=None)

@@ -1,0 +1,139 @@
+"""The project's own targets, each with its judge, and the table of what was measured of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+
+from experiments.report.frontier_excess import FAR_FROM_DENSE, SINGLE_SEED_MARGIN, on_the_frontier
+from experiments.report.guarantees import (
+    ACCURACY_DROP,
+    NETWORKS,
+    RANK_RATIO,
+    RANK_TOLERANCES,
+    benchmarked,
+    lower_rank,
+    told_beforehand,
+)
+from experiments.report.markdown import markdown_table
+from experiments.report.outcomes import TargetOutcome
+from experiments.report.sizes_at_drop import LARGEST_DROP, small_enough, smaller_than_baselines
+from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
+from experiments.report.tables import CIFAR10, METHOD_TITLES, MNIST, NETWORK_TITLES
+from experiments.report.variants import (
+    LAYER_REFITS,
+    NETWORK_REFIT,
+    OURS,
+    STEPS_OF_OURS,
+    USUAL_SAMPLES,
+)
+from experiments.runs.records import USUAL_RIDGE
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is aimed at, in words, and the function of some tables that judges it."""
+
+    what: str
+    target: str
+    judge: Callable[..., TargetOutcome]
+    tables: tuple[str, ...] = ("sweeps",)
+
+
+def _size_target(model: str, refits: tuple[str, ...], limit: float) -> Target:
+    refit = "no network refit" if refits == LAYER_REFITS else "with network refit"
+    return Target(
+        f"{NETWORK_TITLES[model]}: weights kept at a drop of at most {LARGEST_DROP:g} point, "
+        f"{refit}",
+        f"<= {100 * limit:g} %",
+        partial(small_enough, model=model, refits=refits, limit=limit),
+    )
+
+
+TARGETS = (
+    _size_target("lenet_300_100", LAYER_REFITS, 0.09),
+    _size_target("lenet_300_100", (NETWORK_REFIT,), 0.075),
+    _size_target("lenet5", LAYER_REFITS, 0.026),
+    _size_target("lenet5", (NETWORK_REFIT,), 0.021),
+    *(
+        Target(
+            f"{NETWORK_TITLES[model]}: our size at a drop of at most {LARGEST_DROP:g} point over "
+            f"that of the best baseline, no network refit",
+            "<= 0.7",
+            partial(smaller_than_baselines, model=model, limit=0.7),
+        )
+        for model in CIFAR10
+    ),
+    *(
+        Target(
+            f"{NETWORK_TITLES[model]}: baselines above ours at any size, no network refit",
+            "none, beyond the seed spread",
+            partial(on_the_frontier, model=model),
+        )
+        for model in (*MNIST, *CIFAR10)
+    ),
+    Target(
+        "MNIST networks, hidden layers: our rank over that of the activation-aware SVD at the same "
+        f"bound, tolerances {RANK_TOLERANCES[0]:g} to {RANK_TOLERANCES[1]:g}",
+        f"<= {RANK_RATIO:g} for every layer",
+        lower_rank,
+        ("sweeps", "layers"),
+    ),
+    Target(
+        "LeNet-5's layer of 800 x 500, 5000 samples: the best weight of one rank",
+        "<= 12 pairs",
+        partial(benchmarked, what=ONE_RANK),
+        ("benchmark_targets",),
+    ),
+    Target(
+        "the same layer: the whole search for the lowest rank, at tolerances 0.1, 0.2 and 0.3",
+        "<= 50 pairs",
+        partial(benchmarked, what=RANK_SEARCH),
+        ("benchmark_targets",),
+    ),
+    Target(
+        f"MNIST networks compressed to a drop of {ACCURACY_DROP:g} points: test drop within the "
+        f"interval reported",
+        f"{NETWORKS} of {NETWORKS}",
+        told_beforehand,
+    ),
+)
+
+_EXPLANATION = f"""\
+Made by `python -m experiments.targets` from the tables in this folder; not edited by hand. *Ours*:
+{" and ".join(METHOD_TITLES[method] for method in OURS)};
+{" and ".join(METHOD_TITLES[method] for method in STEPS_OF_OURS)}, a step of the ablation, counts on
+neither side. A *network refit* trains all layers together, without labels. Sizes are fractions of
+the fully connected layers' weights, at a drop on held-out samples, interpolated in the logarithm of
+the size, means over seeds: of each method the smallest of its refits, orders, numbers of
+calibration samples and ridges. A variant of which a seed is never within the drop does not count.
+*On the test set*: the drop there, in points, at the size that held-out samples chose. Frontiers:
+mean test accuracy at the same size, where ours is within {FAR_FROM_DENSE:g} points of dense and
+both were measured. Ours at a size is the variant that is best there on held-out samples. Each
+baseline in each variant counts, on the seeds it ran with, and is above ours if by more than half
+the range over seeds (the larger one of the two), or {SINGLE_SEED_MARGIN:g} points where there is
+one seed. *One tolerance*: for all layers of a network; else each has its own. *Samples*, where
+named: of calibration; else {USUAL_SAMPLES}. *Ridge*, where named: of fits and refits; else
+{USUAL_RIDGE:g}. A *pair* is the time of the two matrix products of the dense layer's size that no
+iteration of a solver can avoid."""
+
+
+def measured_targets(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per target. A table that is missing, or has no rows for it, leaves it unmeasured."""
+    rows = []
+    for target in TARGETS:
+        there = set(target.tables) <= set(tables)
+        outcome = (
+            target.judge(*(tables[name] for name in target.tables)) if there else TargetOutcome()
+        )
+        met = {True: "yes", False: "no", None: ""}[outcome.met]
+        rows.append((target.what, target.target, outcome.measured, outcome.test_drop, met))
+    return pd.DataFrame(rows, columns=["what", "target", "measured", "test_drop", "met"])
+
+
+def report(measured: pd.DataFrame) -> str:
+    """The whole of `targets.md`, from the rows of `measured_targets`."""
+    header = ["what", "target", "measured", "at that size, on the test set", "met"]
+    table = markdown_table(header, measured.to_numpy().tolist())
+    return f"# The project's targets\n\n{_EXPLANATION}\n\n{table}\n"
