@@ -16,17 +16,11 @@ from experiments.report.tables import (
 
 # What has to be measured for the verdict to be complete.
 COMPARED = ("lenet_300_100", "fc_nettrim", "lenet5", "convnet_nettrim", "vgg_small")
-
 CHOSEN_WITHIN = 0.5  # points of held-out accuracy that choose a tolerance
-
 LOSS_AT_MOST = 1.0  # points of test accuracy that are a small loss
-
 KEPT_AT_MOST = 0.5  # of the weights, where they fall a lot
-
 VIOLATION = 1e-3  # by which a solve may end above its bound, relative to it
-
 HELD_OUT_FACTOR = 1.25  # of the promised error, on samples that no solve has seen
-
 FASTER_BY = 1.1  # times; a repeated timing scatters by less
 
 

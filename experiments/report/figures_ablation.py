@@ -5,10 +5,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.report.ablation import STEPS
-from experiments.report.style import METHOD_STYLES, bare
+from experiments.report.style import METHOD_STYLES, bare, plain_ticks
 from experiments.report.tables import NETWORK_TITLES, in_order
 
 # In the colour of the method that a line ends at.
@@ -82,9 +81,7 @@ def _draw(axes: Axes, steps: pd.DataFrame, style: dict, above: bool) -> None:
 def _axes(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.margins(y=0.12)  # room for the values
-    axes.yaxis.set_major_locator(FixedLocator(list(_TICKS)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes.yaxis, _TICKS)
     names = [name if place == 0 else f"+ {name}" for place, name in enumerate(STEPS)]
     axes.set_xticks(range(len(STEPS)), names)
     axes.set_xlim(-0.5, len(STEPS) - 0.5)

@@ -4,9 +4,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.report.style import bare
+from experiments.report.style import bare, plain_ticks
 
 SOLVER_STYLES = {
     "ours": {"label": "this project", "color": "#0072B2", "marker": "o"},
@@ -18,7 +17,6 @@ SOLVER_STYLES = {
 }
 
 NORM_TITLES = {"nuclear": "nuclear norm (DDLR)", "l1": "l1 (Net-Trim)"}
-
 CONVERGENCE = {
     "relative_gap": ("certified relative gap", 1e-2),
     "violation": ("violation (0 is drawn at 1e-5)", 1e-3),
@@ -70,9 +68,7 @@ def scaling(table: pd.DataFrame) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     widths = sorted(rows["in_features"].unique())
-    axes.xaxis.set_major_locator(FixedLocator(widths))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes.xaxis, widths)
     axes.set_xlabel("in_features = out_features (4 to 10 samples each)")
     axes.set_ylabel("seconds for one solve")
     axes.legend(frameon=False, fontsize=9)

@@ -60,7 +60,7 @@ def equal_drop(sizes: pd.DataFrame) -> Figure | None:
         axes.set_title(f"{counted}, held-out drop of at most {drop:.1f} points")
         bare(axes)
         axes.grid(False, axis="x")
-    legend(figure, [grid[0][0]], None)
+    legend(figure, [grid[0][0]])
     return figure
 
 

@@ -45,7 +45,8 @@ def frontier(sweeps: pd.DataFrame, counted: str) -> Figure | None:
     """Test accuracy against size, one panel per network, one tolerance for all layers.
 
     DDLR and Net-Trim have two lines, the variant as published, thin, and the best that was tried;
-    ours have their best, and the baselines their only one. `counted` is a key of `experiments.report.tables.FRACTIONS`.
+    ours have their best, and the baselines their only one. `counted` is a key of
+    `experiments.report.tables.FRACTIONS`.
     """
     return _accuracy_by_size(layer_by_layer(sweeps), counted, _frontier_lines)
 

@@ -38,5 +38,5 @@ def inference(times: pd.DataFrame) -> Figure | None:
             size_axis(axes, here, "kept_fraction", "weights kept (% of the dense layers)")
         row[0].set_ylabel(f"microseconds a batch of {batch}")
     title_columns(grid, models)
-    legend(figure, [grid[0][0]], None)
+    legend(figure, [grid[0][0]])
     return figure

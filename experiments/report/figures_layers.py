@@ -32,7 +32,6 @@ from experiments.report.variants import (
 
 # Layers are told apart by shade, from the input to the output.
 _LAYER_COLOURS = ("#000000", "#0072B2", "#009E73", "#E69F00", "#CC79A7")
-
 _TOLERANCE_TICKS = (0.03, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -121,7 +120,7 @@ def bound(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
         axes.set_xlabel("promised relative error")
         bare(axes)
     row[0].set_ylabel("measured relative error")
-    legend(figure, [row[0]], None)
+    legend(figure, [row[0]])
     return figure
 
 

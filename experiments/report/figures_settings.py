@@ -42,8 +42,8 @@ from experiments.report.variants import (
 def samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
     """Size, accuracy and held-out error of the layers against the number of calibration samples.
 
-    DDLR, Net-Trim and ours in parallel order. One row per network, at the tolerance that was run with
-    the most numbers of samples.
+    DDLR, Net-Trim and ours in parallel order. One row per network, at the tolerance that was run
+    with the most numbers of samples.
     """
     rows = in_main_set(of_methods(layer_by_layer(sweeps), *RIVALS, *OURS))
     rows = rows[rows["order"] == "parallel"]
@@ -81,7 +81,7 @@ def samples(sweeps: pd.DataFrame, layers: pd.DataFrame) -> Figure | None:
         row[1].set_ylim(low, max(high, dense) + 0.1 * (high - low))
         row[2].axhline(1, color="black", linestyle=":", linewidth=1)
         row[1].set_title(f"{network_title(model)}, tolerance {tolerance:g}")
-    legend(figure, list(grid.flat), None)
+    legend(figure, list(grid.flat))
     return figure
 
 
@@ -129,5 +129,5 @@ def order(sweeps: pd.DataFrame) -> Figure | None:
             axes.set_ylabel(None)
         row[0].set_ylabel(f"test accuracy (%), {refit_words(refit)}")
     title_columns(grid, models)
-    legend(figure, list(grid.flat), None)
+    legend(figure, list(grid.flat))
     return figure

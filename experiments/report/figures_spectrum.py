@@ -9,7 +9,7 @@ from experiments.report.variants import RIVALS, refit_words
 
 
 def spectrum(values: pd.DataFrame) -> Figure | None:
-    """Singular values of one layer, as trained and as each method leaves it, one panel per metric."""
+    """Singular values of a layer as trained and as each method leaves it, one panel per metric."""
     metrics = in_order(values["metric"], ("plain", "input"))
     titles = {
         "plain": "singular values of W",
@@ -31,7 +31,7 @@ def spectrum(values: pd.DataFrame) -> Figure | None:
     compressed = values[values["relative_tolerance"].notna()].iloc[0]
     title = f"{compressed['layer']} of {network_title(compressed['model'])}"
     figure.suptitle(f"{title}, tolerance {compressed['relative_tolerance']:g}")
-    legend(figure, [row[0]], None)
+    legend(figure, [row[0]])
     return figure
 
 

@@ -14,11 +14,8 @@ from experiments.report.variants import OURS, USUAL_SAMPLES, variant_words
 from experiments.runs.records import USUAL_RIDGE
 
 RANK_TOLERANCES = (0.05, 0.3)  # from and to
-
 RANK_RATIO = 0.8
-
 ACCURACY_DROP = 0.5  # points that a network is compressed to
-
 NETWORKS = 3 * len(MNIST)  # three seeds of each
 
 
@@ -39,7 +36,7 @@ def lower_rank(sweeps: pd.DataFrame, layers: pd.DataFrame) -> TargetOutcome:
 
 
 def rank_ratios(sweeps: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """The mean ratio over seeds by network, layer and tolerance; NaN where a layer is stored dense."""
+    """The mean ratio over seeds by network, layer and tolerance; NaN where stored dense."""
     runs = sweeps[
         (sweeps["goal"] == ONE_TOLERANCE)
         & (sweeps["calibration_samples"] == USUAL_SAMPLES)

@@ -10,9 +10,7 @@ from experiments.report.tables import at_commonest_samples_and_ridge, with_all_s
 # Net-Trim on 784-300-1000-100-10: pruned fraction and test accuracy (%), as its authors report.
 # Aghasi et al. (2020), arXiv 1806.06457; whether fine-tuned is not certain.
 PUBLISHED = ((0.845, 98.55), (0.88, 98.40), (0.935, 98.07), (0.97, 96.52))
-
 REPRODUCED_WITHIN = 0.3  # points below the published accuracy
-
 _AFTERWARDS = {"none": "as solved", "layer": "refit", "finetuned": "fine-tuned"}
 
 

@@ -7,7 +7,6 @@ from experiments.report.curves import size_at_drop
 from experiments.report.markdown import NOT_MEASURED, spread
 
 EQUAL_DROPS = (0.5, 1.0)  # points of held-out accuracy at which sizes are compared
-
 SIZE_MARGIN = 0.05  # relative; at a certified gap of 1 % a size may be off by a few per cent
 
 

@@ -85,7 +85,7 @@ def title_columns(grid: np.ndarray, models: list[str]) -> None:
         axes.set_title(network_title(model, short=True), fontsize=10)
 
 
-def legend(figure: Figure, panels: list[Axes], spare: Axes | None) -> None:
+def legend(figure: Figure, panels: list[Axes], spare: Axes | None = None) -> None:
     """One legend for all panels, in the free place or below them."""
     handles = {}
     for axes in panels:

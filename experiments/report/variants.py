@@ -16,17 +16,14 @@ RIVALS = ("ddlr", "nettrim")
 OURS = ("lowest_rank", "fewest_weights")
 # Ours without its search, run for the ablation: no rival of ours, and not what is aimed at.
 STEPS_OF_OURS = ("activation_svd_selected",)
-
 # Refit and order: as in the paper, then from the best that was tried downwards.
 AS_PUBLISHED = ("none", "parallel")
 IMPROVED = (("layer", "cascade"), ("layer", "parallel"), ("none", "cascade"))
 # Refits of one layer after the other, and that of all layers together.
 LAYER_REFITS = ("none", "layer")
 NETWORK_REFIT = "network"
-
 A_SIZE = "kept_fraction"  # the goal of runs that are to be of a given size
 USUAL_SAMPLES = 5000  # of calibration
-
 VARIANT_WORDS = {
     ("none", "parallel"): "parallel, no refit",
     ("none", "cascade"): "cascade, no refit",

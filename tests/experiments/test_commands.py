@@ -7,32 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import DIGITS, command
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 
 from experiments.configuration import CONFIG_PATH, REPOSITORY
-from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
 from experiments.runs.records import read_records
 from offline_wandb import entries
 
-DIGITS = ("dataset=digits", "model=mlp_digits")
 # What a sweep of both methods as published has the data for.
 DRAWN = ("frontier_weights", "frontier_bytes", "layers", "bound")
-
-
-def command(name: str, *overrides: str, folder: Path) -> subprocess.CompletedProcess:
-    """Run a command in a folder that is not the repository, writing only below it."""
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", f"experiments.{name}"),
-            *overrides,
-            *(f"results_dir={folder}/results", f"output_dir={folder}/outputs"),
-        ],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -259,70 +243,3 @@ def test_every_choice_composes_and_its_target_exists(overrides):
         assert callable(get_method(cfg[group]._target_))
         assert cfg[group].name
     assert REPOSITORY / "results" == Path(cfg.results_dir)
-
-
-RANKS_OF_DIGITS = (
-    "model@lowest_rank.model=mlp_digits",
-    *("lowest_rank.samples=200", "lowest_rank.other_starts=2"),
-)
-
-
-def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
-    tiny = "[[6,5,30]]"
-    done = command(
-        "benchmark",
-        *DIGITS,
-        *("layer.samples=200", "layer.seconds_limit=0.05", "memory.samples=300"),
-        *("reference.SCS.layers=" + tiny, "reference.CLARABEL.layers=" + tiny),
-        *("reference.MOSEK.layers=[]", "reference.ours_alone.layers=[[12,12,60]]"),
-        *("growth.layers=" + tiny, f"checkpoint_dir={REPOSITORY}/results/checkpoints"),
-        *RANKS_OF_DIGITS,
-        folder=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    table = pd.read_csv(tmp_path / "results/benchmark.csv")
-    parts = {"reference", "layer", "path", "lowest_rank", "growth", "memory"}
-    assert set(table["part"]) == parts
-    solved = table[table["gap_asked"].notna()]
-    assert (solved["status"] == "converged").all()
-    assert (solved["relative_gap"].abs() <= solved["gap_asked"]).all()
-    cone = solved[solved["solver"].isin(["SCS", "CLARABEL"])]
-    assert len(cone) == 2
-    targets = pd.read_csv(tmp_path / "results/benchmark_targets.csv")
-    assert {"yes", "no"} >= set(targets["met"])
-    assert any("pairs an iteration" in what for what in targets["what"])
-    for figure in ("convergence", "scaling"):
-        assert (tmp_path / f"results/figures/{figure}.png").stat().st_size > 10_000
-
-
-def test_a_part_of_the_benchmark_runs_alone_and_leaves_the_rows_of_others(tmp_path):
-    path = tmp_path / "results/benchmark.csv"
-    path.parent.mkdir()
-    earlier = [
-        {"part": "growth", "case": "growth", "norm": "l1", "seconds": 7.0},
-        {"part": "lowest_rank", "case": "search", "norm": "rank", "seconds": 8.0},
-    ]
-    pd.DataFrame(earlier).to_csv(path, index=False)
-    done = command(
-        "benchmark",
-        *("dataset=digits", "parts=[lowest_rank]", *RANKS_OF_DIGITS),
-        f"checkpoint_dir={REPOSITORY}/results/checkpoints",
-        folder=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    table = pd.read_csv(path)
-    assert table.loc[table["part"] == "growth", "seconds"].tolist() == [7.0]
-    found = table[table["part"] == "lowest_rank"]
-    assert list(found["case"]) == ["search"] * 3 + ["one rank"] + ["other start"] * 2
-    searches, one, others = found.iloc[:3], found.iloc[3], found.iloc[4:]
-    assert (others["rank"] == one["rank"] - 1).all()
-    assert (others["relative_error"] > one["relative_error"]).all()
-    assert (searches["relative_error"] <= searches["relative_tolerance"] * (1 + 1e-3)).all()
-    assert searches["rank"].is_monotonic_decreasing
-    assert one["rank"] == searches["rank"].iloc[1]
-    assert one["relative_error"] <= searches["relative_error"].iloc[1]
-    targets = pd.read_csv(path.with_name("benchmark_targets.csv"))
-    assert list(targets["what"]) == [ONE_RANK, RANK_SEARCH]
-    assert list(targets["target"]) == ["<= 12", "<= 50"]
-    pairs = searches["seconds"] / searches["pair_seconds"]
-    assert targets["measured"].iloc[1] == pytest.approx(pairs.max(), rel=1e-2)

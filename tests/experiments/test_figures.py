@@ -351,3 +351,8 @@ def test_every_method_has_a_style_of_its_own_and_a_title():
     assert set(METHOD_STYLES) == set(METHOD_TITLES)
     styles = [tuple(style.values()) for style in METHOD_STYLES.values()]
     assert len(set(styles)) == len(styles)
+    # The cone solvers' have the colour of the method that they solve.
+    colours = [
+        style["color"] for method, style in METHOD_STYLES.items() if not method.endswith("_cvxpy")
+    ]
+    assert len(set(colours)) == len(colours)
