@@ -3,6 +3,10 @@
 An entry is one file, named by a hash of all that decides its content, so that it is never out of
 date: a changed checkpoint or data set makes another one. It is written whole or not at all. Every
 use makes it the latest; to keep to the limit, the longest unused go.
+
+Plain files rather than diskcache or joblib.Memory: those unpickle what they find, and the first has
+its index in SQLite, which is not for network file systems, the second neither a limit nor anything
+that keeps two processes from computing the same.
 """
 
 import json
