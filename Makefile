@@ -1,4 +1,6 @@
 # make test        set up .venv if need be, then run the tests
+# make test-quick  a part of the tests that touches every module, within two minutes on two cores
+# make docs        build the documentation in site/; a link that leads nowhere is an error
 # make test-bare   install the libraries alone in .venv-bare, without what experiments need, and test
 #                  that they work there
 # make test-distributed  the same with the launchers' extras, for the tests that need them
@@ -12,6 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 READY_DISTRIBUTED := .venv/ready-distributed
+READY_DOCS := .venv/ready-docs
 BARE := .venv-bare
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -23,7 +26,7 @@ REPRODUCE := $(BIN)/python -m experiments.compress -m $(REPRODUCED) checkpoint_d
 # In a folder of its own too. Products are so small that more threads only wait for each other.
 DEMO := results_dir=demo output_dir=demo/outputs
 
-.PHONY: demo reproduce paper test test-bare test-distributed lint clean
+.PHONY: demo reproduce paper test test-quick docs test-bare test-distributed lint clean
 
 demo: export OMP_NUM_THREADS := 1
 demo: $(READY)
@@ -48,8 +51,14 @@ reproduce: $(READY)
 paper: $(READY)
 	$(BIN)/python -m experiments.paper
 
+# Files side by side, a thread each: products in the tests are so small that more only wait.
+test test-quick: export OMP_NUM_THREADS := 1
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow"
 
 # Not editable, as users have it: what is left out of the package shows.
 test-bare:
@@ -61,12 +70,16 @@ test-bare:
 test-distributed: $(READY_DISTRIBUTED)
 	$(BIN)/python -m pytest tests_distributed
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY_DOCS)
+	$(BIN)/mkdocs build --strict
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv $(BARE) build outputs reproduced demo
+	rm -rf .venv $(BARE) build site outputs reproduced demo
 
 # Written last, so that an interrupted installation is taken up again.
 $(READY): pyproject.toml constraints.txt
@@ -78,3 +91,7 @@ $(READY): pyproject.toml constraints.txt
 $(READY_DISTRIBUTED): $(READY)
 	$(BIN)/python $(INSTALL) -e ".[dev,experiments,joblib,submitit,ray]"
 	touch $(READY_DISTRIBUTED)
+
+$(READY_DOCS): $(READY)
+	$(BIN)/python $(INSTALL) -e ".[dev,experiments,docs]"
+	touch $(READY_DOCS)

@@ -274,7 +274,7 @@ def _checked(name: str, result: Solution | None, raise_on_failure: bool) -> Solv
 
 
 def _bytes(read: Tensor | None) -> bytes:
-    return b"" if read is None else read.cpu().numpy().tobytes()
+    return b"" if read is None else bytes(read.cpu().tolist())
 
 
 def _log(report: LayerReport) -> None:

@@ -1,7 +1,8 @@
 """Files of the repository that pages link to become part of the site.
 
-A page links to them as on a forge, by a path from its own place: ``../results/claims.md``. In the site
-they lie under ``repository/``: figures and tables as they are, Markdown as pages, code as files.
+A page links to them as on a forge, by a path from its own place: ``../results/claims.md``. In the
+site they lie under ``repository/``: figures and tables as they are, Markdown as pages, code as
+files.
 """
 
 import re
@@ -18,7 +19,9 @@ _LINK = re.compile(r"(\]\()((?:\.\./)+)([^)#\s]+)")
 
 def on_files(files, config):
     pages = sorted(Path(config.docs_dir).rglob("*.md"))
-    wanted = {str(path.relative_to(REPOSITORY)) for each in ALWAYS for path in REPOSITORY.glob(each)}
+    wanted = {
+        str(path.relative_to(REPOSITORY)) for each in ALWAYS for path in REPOSITORY.glob(each)
+    }
     for page in [*pages, *(REPOSITORY / each for each in wanted if each.endswith(".md"))]:
         for target in _targets(page):
             if target.is_file() and not target.is_relative_to(config.docs_dir):

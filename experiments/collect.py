@@ -40,7 +40,9 @@ def main(cfg: DictConfig) -> None:
     if failed:
         log.warning(
             "%d of %d runs failed and are left out of the tables: %s",
-            *(len(failed), len(records), ", ".join(record["name"] for record in failed)),
+            len(failed),
+            len(records),
+            ", ".join(record["name"] for record in failed),
         )
     finished = [record for record in records if record["state"] == "finished"]
     if finished:

@@ -50,7 +50,7 @@ def runs(cfg: DictConfig) -> list[DictConfig]:
     """The runs of `experiments.compress` whose networks are timed, each as its own config."""
     paths = {key: cfg[key] for key in _PATHS}
     composed = []
-    for network, method, tolerance in product(cfg.networks, cfg.methods, cfg.relative_tolerances):
+    for network, method, tolerance in product(cfg.heads, cfg.methods, cfg.relative_tolerances):
         choices = {
             "dataset": network.dataset,
             "model": network.model,

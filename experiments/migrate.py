@@ -88,7 +88,10 @@ def main(cfg: DictConfig) -> None:
             carried, already, others = carry_table(path, keys)
             log.info(
                 "%s: %d runs carried over, %d had been, %d are of other experiments",
-                *(path, carried, already, others),
+                path,
+                carried,
+                already,
+                others,
             )
     records = [carry_record(Path(cfg.record_dir), old, new) for old, new in keys.items()]
     log.info("%s: %d records carried over", cfg.record_dir, sum(records))

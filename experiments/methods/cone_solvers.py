@@ -126,7 +126,12 @@ def solve_reference(
     solution = _without_dust(torch.as_tensor(weight.value), norm).to(inputs)
     shift = torch.as_tensor(bias.value).to(inputs)
     proof = certify(
-        *(solution, shift, torch.as_tensor(dual).to(inputs), inputs, targets, radius),
+        solution,
+        shift,
+        torch.as_tensor(dual).to(inputs),
+        inputs,
+        targets,
+        radius,
         norm=NORMS[norm],
         activation=activation,
         constraint=constraint,

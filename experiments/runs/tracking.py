@@ -221,7 +221,8 @@ def _reachable() -> bool:
         _unreachable = True
         log.warning(
             "%s cannot be reached (%s); runs are logged offline, `wandb sync` uploads them later",
-            *(address.hostname, error),
+            address.hostname,
+            error,
         )
         return False
 

@@ -64,7 +64,7 @@ def test_only_the_named_layers_move_and_the_seed_decides(network, digits):
     compressed = doors.compress(network, calibration, relative_tolerance=0.4).model
     one, same, other = (
         refit_network(
-            *(network, compressed, calibration, ["0.fc2"]), output="classes", epochs=2, seed=seed
+            network, compressed, calibration, ["0.fc2"], output="classes", epochs=2, seed=seed
         )
         for seed in (0, 0, 1)
     )

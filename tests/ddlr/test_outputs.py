@@ -379,7 +379,7 @@ def test_a_layer_is_not_compressed_to_where_outputs_are_not_finite(classifier, c
 
 def test_predictions_of_tokens_each_count(classifier):
     result = compress(
-        *(classifier, TOKENS), min_agreement=0.9, held_out=HELD_OUT_TOKENS, output="classes"
+        classifier, TOKENS, min_agreement=0.9, held_out=HELD_OUT_TOKENS, output="classes"
     )
     same = classifier(HELD_OUT_TOKENS).argmax(-1) == result.model(HELD_OUT_TOKENS).argmax(-1)
     assert result.goal.measured == pytest.approx(same.double().mean().item())
@@ -598,7 +598,8 @@ def test_numbers_of_all_kinds_are_numbers(number, classifier):
     small = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5))
     for method in (doors.compress, doors.prune):
         given = method(
-            *(small, INPUTS),
+            small,
+            INPUTS,
             relative_tolerance={"0": number(0.5), "2": 0.25},
             ridge=number(0.5),
             tolerance=number(0.125),
@@ -607,7 +608,8 @@ def test_numbers_of_all_kinds_are_numbers(number, classifier):
             refit="layer",
         )
         plain = method(
-            *(small, INPUTS),
+            small,
+            INPUTS,
             relative_tolerance={"0": 0.5, "2": 0.25},
             ridge=0.5,
             tolerance=0.125,

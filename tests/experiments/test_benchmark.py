@@ -23,10 +23,15 @@ def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
     done = command(
         "benchmark",
         *DIGITS,
-        *("layer.samples=200", "layer.seconds_limit=0.05", "memory.samples=300"),
-        *("reference.SCS.layers=" + tiny, "reference.CLARABEL.layers=" + tiny),
-        *("reference.MOSEK.layers=[]", "reference.ours_alone.layers=[[12,12,60]]"),
-        *("growth.layers=" + tiny, f"checkpoint_dir={REPOSITORY}/results/checkpoints"),
+        "layer.samples=200",
+        "layer.seconds_limit=0.05",
+        "memory.samples=300",
+        "reference.SCS.layers=" + tiny,
+        "reference.CLARABEL.layers=" + tiny,
+        "reference.MOSEK.layers=[]",
+        "reference.ours_alone.layers=[[12,12,60]]",
+        "growth.layers=" + tiny,
+        f"checkpoint_dir={REPOSITORY}/results/checkpoints",
         *RANKS_OF_DIGITS,
         folder=tmp_path,
     )
@@ -56,7 +61,9 @@ def test_a_part_of_the_benchmark_runs_alone_and_leaves_the_rows_of_others(tmp_pa
     pd.DataFrame(earlier).to_csv(path, index=False)
     done = command(
         "benchmark",
-        *("dataset=digits", "parts=[lowest_rank]", *RANKS_OF_DIGITS),
+        "dataset=digits",
+        "parts=[lowest_rank]",
+        *RANKS_OF_DIGITS,
         f"checkpoint_dir={REPOSITORY}/results/checkpoints",
         folder=tmp_path,
     )

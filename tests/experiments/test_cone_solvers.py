@@ -85,7 +85,9 @@ def test_a_coarse_answer_is_an_error_that_carries_the_result():
     inputs, targets = made_up_layer(25, 6, 5, seed=4)
     with pytest.raises(ConvergenceError, match="SCS answered optimal, but") as caught:
         solve_reference(
-            *(inputs, targets, 0.2 * targets.norm().item()),
+            inputs,
+            targets,
+            0.2 * targets.norm().item(),
             norm="nuclear",
             accuracy=1e-1,
             tolerance=1e-6,

@@ -27,8 +27,8 @@ SWEPT = ("suite", "networks")
 NOT_ARGUMENTS = ("_target_", "name", "training")
 # Nodes whose entries are handed to a function by their names.
 HANDED_TO = {"training": train, "goal": ddlr.Goal}
-# Read as `settings[solver]`.
-BY_NAME = ("SCS", "CLARABEL", "MOSEK")
+# Read as `settings[solver]`, `cfg["clear"]`.
+BY_NAME = ("SCS", "CLARABEL", "MOSEK", "clear")
 # It lists what settings can be, and uses none of them.
 NO_READER = REPOSITORY / "experiments/runs/checks.py"
 

@@ -17,7 +17,7 @@ from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.inference import CSRLinear, as_linear, head, in_stored_form
 from experiments.networks import fc_nettrim, split_at_first_linear
 
-DIGITS = "networks=[{dataset: digits, model: mlp_digits}]"
+DIGITS = "heads=[{dataset: digits, model: mlp_digits}]"
 CHECKPOINTS = f"checkpoint_dir={REPOSITORY}/results/checkpoints"
 
 
