@@ -151,7 +151,7 @@ class Method:
 
 def solve_problem(
     method: Method, problem: LayerProblem, *, refit: bool, cache: SolveCache | None = None
-) -> SolverResult:
+) -> SolverResult | ConvergenceError:
     """Solve one layer by a method, from the original weight, and refit it by itself if asked for.
 
     Parameters
@@ -160,10 +160,11 @@ def solve_problem(
         Called as ``cache(function, *arguments, **keywords)`` for the solve and for the refit; it
         may answer with what it knows of an equal call.
 
-    Raises
-    ------
-    ConvergenceError
-        If the solver does not reach its tolerance; carries the result, refitted.
+    Returns
+    -------
+    SolverResult or ConvergenceError
+        The error in place of a result that is not within the solver's tolerance, and carries it,
+        refitted. It is returned, not raised: what becomes of it is for the walk to say.
     """
     options = dict(method.options)
     if not problem.original_inputs:
@@ -172,14 +173,13 @@ def solve_problem(
         "activation": problem.activation,
         "warm_start": WarmStart(problem.weight, problem.bias),
     }
+    arguments = (problem.inputs, problem.targets, problem.radius)
     failure = None
     try:
         if cache is None:
-            solved = method.solver(problem.inputs, problem.targets, problem.radius, **options)
+            solved = method.solver(*arguments, **options)
         else:
-            solved = cache(
-                method.solver, problem.inputs, problem.targets, problem.radius, **options
-            )
+            solved = cache(method.solver, *arguments, **options)
     except ConvergenceError as error:
         failure, solved = error, error.result
     if refit and method.refit is not None:
@@ -188,9 +188,7 @@ def solve_problem(
             solved = _refitted(*arguments, **method.refit_options)
         else:
             solved = cache(_refitted, *arguments, **method.refit_options)
-    if failure is not None:
-        raise ConvergenceError(str(failure), solved) from failure
-    return solved
+    return solved if failure is None else ConvergenceError(str(failure), solved)
 
 
 def _refitted(refit: Callable, problem: LayerProblem, solved: SolverResult, **options):

@@ -85,35 +85,36 @@ def minimise_norm(
     if warm_start is not None:
         check_warm_start(warm_start, inputs.inputs, outputs.targets)
     program = _Program(norm, outputs, inputs, tolerance)
-    answer = (
-        _zero_weight(program)
-        or _proven_start(program, warm_start)
-        or _iterate(program, warm_start, max_iterations)
-    )
-    certificate = answer.certificate
-    solved = program.is_solved(certificate)
-    result = SolverResult(
-        weight=answer.weight,
-        bias=answer.bias,
-        status=SolverStatus.CONVERGED if solved else SolverStatus.ITERATION_LIMIT,
-        iterations=answer.iterations,
-        objective=certificate.objective,
-        lower_bound=certificate.lower_bound,
-        relative_gap=certificate.relative_gap,
-        violation=certificate.violation,
-        dual=certificate.dual,
-        seconds=time.perf_counter() - started,
-        shortfall=certificate.shortfall,
-    )
-    if result.iterations and not solved:
-        raise ConvergenceError(
-            f"{result.status.message}: after {result.iterations} iterations the relative gap is "
-            f"{result.relative_gap:.1e}, the violation {result.violation:.1e} (of signs "
-            f"{certificate.sign_violation:.1e}) and the shortfall {result.shortfall:.1e}, for a "
-            f"tolerance of {tolerance:g}; raise max_iterations or tolerance",
-            result,
-        )
-    return result
+    trivial = _zero_weight(program) or _proven_start(program, warm_start)
+    if trivial is not None:
+        return _result(program, trivial, started)
+    start = None
+    if warm_start is not None:
+        start = warm_start.weight, warm_start.bias, warm_start.dual
+    splitting = Splitting(norm, outputs, inputs, start, tolerance)
+    dtype = inputs.inputs.dtype
+    feasible, next_check = False, _CHECK_INTERVAL
+    for iteration in range(1, max_iterations + 1):
+        splitting.step()
+        last = iteration == max_iterations
+        if not last and iteration < next_check:
+            continue
+        next_check += _CHECK_INTERVAL
+        weight, bias = splitting.answer()
+        certificate = None
+        # The cheaper half of the certificate first: it fails for the first half of the way.
+        feasible = feasible or program.is_feasible(weight, bias)
+        if last or feasible or iteration % REBALANCE_INTERVAL == 0:
+            certificate = program.certify(weight, bias, splitting.dual, dtype)
+            if last or program.is_solved(certificate):
+                certificate = None  # frees its dual variable
+                certificate = program.certify(weight, bias, splitting.dual)
+                if last or program.is_solved(certificate):
+                    break
+            if certificate.relative_gap > _WIDE_GAP * tolerance:
+                next_check += _CHECK_INTERVAL
+        splitting.rebalance(iteration, certificate)
+    return _result(program, _Answer(weight, bias, certificate, iteration), started)
 
 
 @dataclass(frozen=True)
@@ -202,37 +203,32 @@ def _proven_start(program: _Program, warm_start: WarmStart | SolverResult | None
     return _Answer(weight, bias, certificate, iterations=0)
 
 
-def _iterate(
-    program: _Program, warm_start: WarmStart | SolverResult | None, max_iterations: int
-) -> _Answer:
-    """The first weight that is certified to solve the program, or that of the last iteration."""
-    start = None
-    if warm_start is not None:
-        start = warm_start.weight, warm_start.bias, warm_start.dual
-    splitting = Splitting(program.norm, program.outputs, program.inputs, start, program.tolerance)
-    dtype = program.inputs.inputs.dtype
-    feasible, next_check = False, _CHECK_INTERVAL
-    for iteration in range(1, max_iterations + 1):
-        splitting.step()
-        last = iteration == max_iterations
-        if not last and iteration < next_check:
-            continue
-        next_check += _CHECK_INTERVAL
-        weight, bias = splitting.answer()
-        certificate = None
-        # The cheaper half of the certificate first: it fails for the first half of the way.
-        feasible = feasible or program.is_feasible(weight, bias)
-        if last or feasible or iteration % REBALANCE_INTERVAL == 0:
-            certificate = program.certify(weight, bias, splitting.dual, dtype)
-            if last or program.is_solved(certificate):
-                certificate = None  # frees its dual variable
-                certificate = program.certify(weight, bias, splitting.dual)
-                if last or program.is_solved(certificate):
-                    break
-            if certificate.relative_gap > _WIDE_GAP * program.tolerance:
-                next_check += _CHECK_INTERVAL
-        splitting.rebalance(iteration, certificate)
-    return _Answer(weight, bias, certificate, iteration)
+def _result(program: _Program, answer: _Answer, started: float) -> SolverResult:
+    """The answer as a result; an error where iterations ended before it solves the program."""
+    certificate = answer.certificate
+    solved = program.is_solved(certificate)
+    result = SolverResult(
+        weight=answer.weight,
+        bias=answer.bias,
+        status=SolverStatus.CONVERGED if solved else SolverStatus.ITERATION_LIMIT,
+        iterations=answer.iterations,
+        objective=certificate.objective,
+        lower_bound=certificate.lower_bound,
+        relative_gap=certificate.relative_gap,
+        violation=certificate.violation,
+        dual=certificate.dual,
+        seconds=time.perf_counter() - started,
+        shortfall=certificate.shortfall,
+    )
+    if result.iterations and not solved:
+        raise ConvergenceError(
+            f"{result.status.message}: after {result.iterations} iterations the relative gap is "
+            f"{result.relative_gap:.1e}, the violation {result.violation:.1e} (of signs "
+            f"{certificate.sign_violation:.1e}) and the shortfall {result.shortfall:.1e}, for a "
+            f"tolerance of {program.tolerance:g}; raise max_iterations or tolerance",
+            result,
+        )
+    return result
 
 
 def check_problem(inputs: Tensor, targets: Tensor, tolerance: float, max_iterations: int) -> None:

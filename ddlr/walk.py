@@ -44,6 +44,11 @@ class WalkSettings:
     raise_on_failure: bool = True
     solve_cache: SolveCache | None = None
 
+    @property
+    def of_solves(self) -> dict:
+        """The keyword arguments of `solve_problem`."""
+        return {"refit": self.refit_layers, "cache": self.solve_cache}
+
     def in_parallel(self) -> "WalkSettings":
         """The same for layers that are solved on the original network's activations."""
         return dataclasses.replace(self, order="parallel", cascade_bound="tolerance")
@@ -130,7 +135,7 @@ def compress_layers(
             result = solved[key]
         elif bound:
             problem = layer.problem(bound, original_inputs=not behind)
-            result = _solution(method, problem, settings)
+            result = solve_problem(method, problem, **settings.of_solves)
             if not behind:
                 solved[key] = result
         behind |= settings.order == "cascade" and result is not None
@@ -213,7 +218,8 @@ def _solve_backwards(
         if bound:
             key = (layer.name, bound, _bytes(layer.read))
             if key not in solved:
-                solved[key] = _solution(method, layer.problem(bound), settings)
+                problem = layer.problem(bound)
+                solved[key] = solve_problem(method, problem, **settings.of_solves)
             result = solved[key]
         layers.insert(0, layer)
         results.insert(0, result)
@@ -235,7 +241,7 @@ def _solve_side_by_side(
         ) from error
     threads = max(1, torch.get_num_threads() // settings.workers)
     return joblib.Parallel(n_jobs=settings.workers, backend="loky", return_as="generator")(
-        joblib.delayed(_solution_in_worker)(
+        joblib.delayed(_solve_in_worker)(
             method, layer.problem(tolerances[layer.name]), settings, threads
         )
         for layer in captured.layers
@@ -243,21 +249,11 @@ def _solve_side_by_side(
     )
 
 
-def _solution_in_worker(
+def _solve_in_worker(
     method: Method, problem: LayerProblem, settings: WalkSettings, threads: int
 ) -> Solution:
     torch.set_num_threads(threads)
-    return _solution(method, problem, settings)
-
-
-def _solution(method: Method, problem: LayerProblem, settings: WalkSettings) -> Solution:
-    """A solution, or the error that stands in for it and carries an unfinished one."""
-    try:
-        return solve_problem(
-            method, problem, refit=settings.refit_layers, cache=settings.solve_cache
-        )
-    except ConvergenceError as error:
-        return error
+    return solve_problem(method, problem, **settings.of_solves)
 
 
 def _unfinished(result: Solution | None) -> SolverResult | None:
