@@ -58,7 +58,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n logical --dist loadfile
 
 test-quick: $(READY)
-	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow" tests
 
 # Not editable, as users have it: what is left out of the package shows.
 test-bare:

@@ -32,7 +32,7 @@ GRID = ("method=ddlr,nettrim", "method.relative_tolerance=0.3,0.5")
 LONG_GRID = ("method=ddlr,nettrim", "method.relative_tolerance=0.1,0.15,0.2,0.25")
 RUNS = 8
 # Far more than anything here takes.
-PATIENCE = 240
+PATIENCE = 1800
 
 
 def arguments(name: str, folder: Path, *overrides: str) -> list[str]:

@@ -20,6 +20,7 @@ def make(norm, constraint, samples=40):
     return inputs, outputs, Splitting(NORMS[norm], outputs, CentredInputs(inputs), None, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("constraint", ["nettrim", "hinge"])
 def test_with_constant_penalties_it_converges_to_the_optimum(norm, constraint):

@@ -36,6 +36,7 @@ def trained_layer(digits):
         return inputs, model[2:4](inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", SOLVERS)
 @pytest.mark.parametrize("constraint", ["nettrim", "hinge"])
 @pytest.mark.parametrize("fraction", [0.12, 0.4])

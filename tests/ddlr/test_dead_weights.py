@@ -2,12 +2,12 @@
 
 from itertools import pairwise
 
-import doors
 import pytest
 import torch
 from torch import nn
 
 import ddlr
+import doors
 from ddlr import unread_outputs
 from ddlr.dead_weights import remove_dead_weights
 

@@ -4,13 +4,12 @@ import functools
 import itertools
 import math
 
-import doors
 import pytest
 import torch
-from doors import svd
 from torch import nn
 
 import ddlr
+import doors
 from ddlr import SolverStatus
 from ddlr.allocate import frontier, layer_options
 from ddlr.compression import FEWEST_WEIGHTS
@@ -19,6 +18,7 @@ from ddlr.goals import Goal, Option, settled
 from ddlr.hooks import outputs_of
 from ddlr.outputs import divergence
 from ddlr.walk import WalkSettings
+from doors import svd
 from experiments.data import load_dataset
 from experiments.methods.closed_forms import SVD
 from experiments.metrics import accuracy
@@ -77,6 +77,7 @@ def kept(result) -> int:
     return sum(report.parameters_kept for report in result.layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["parallel", "cascade"])
 @pytest.mark.parametrize(
     "compress",
@@ -202,6 +203,7 @@ def test_a_goal_that_is_none_is_refused(arguments, message, network, captured):
 # Goals of networks whose layers see each other: the fewest weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["parallel", "cascade"])
 @pytest.mark.parametrize("refit", [False, True], ids=["", "refit"])
 def test_budgets_are_kept_and_used_where_layers_drop_inputs(order, refit, network, captured):
@@ -251,6 +253,7 @@ def test_budgets_are_kept_and_used_where_layers_drop_inputs(order, refit, networ
     assert kept(result) == dense or place + 1 == len(allocations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lowest_rank", "fewest_weights"])
 @pytest.mark.parametrize("refit", ["none", "network"])
 def test_a_goal_may_be_of_some_layers(method, refit, network, captured):
@@ -280,6 +283,7 @@ def test_a_goal_may_be_of_some_layers(method, refit, network, captured):
         doors.compress(network, captured, layers=["fc9"], kept_fraction=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [

@@ -5,7 +5,6 @@ import functools
 import random
 import warnings
 
-import doors
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 import ddlr
+import doors
 from ddlr.layers import replace_layer
 
 INPUTS = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))

@@ -3,16 +3,16 @@
 import copy
 from functools import partial
 
-import doors
 import pytest
 import torch
-from doors import activation_svd
 from torch import nn
 from torch.nn import functional
 
 import ddlr
+import doors
 from ddlr import LowRankLinear, SolverStatus, unread_outputs
 from ddlr.constraints import OutputSet
+from doors import activation_svd
 from experiments.metrics import accuracy
 from experiments.networks import mlp_digits
 from experiments.training import train

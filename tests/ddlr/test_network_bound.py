@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import math
 
-import doors
 import pytest
 import torch
-from doors import activation_svd, svd
 from torch import nn
 
 import ddlr
+import doors
 from ddlr import CapturedLayers
+from doors import activation_svd, svd
 from experiments.configuration import REPOSITORY
 from experiments.networks import mlp_digits
 from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
@@ -96,6 +96,7 @@ def test_an_error_may_be_as_large_as_the_bound():
     assert ddlr.output_bound(model, result, captured) == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lowest_rank", "fewest_weights"])
 @pytest.mark.parametrize("order", ["parallel", "cascade"])
 @pytest.mark.parametrize("kept", [("fc1",), ("fc2",), ("fc3",), ("fc2", "fc3")])

@@ -4,18 +4,18 @@ import copy
 import functools
 import math
 
-import doors
 import pytest
 import torch
-from doors import activation_svd, magnitude, magnitude_global, svd
 from torch import nn
 
 import ddlr
+import doors
 from ddlr import CapturedLayers, SolverStatus, refit_network
 from ddlr.hooks import outputs_of
 from ddlr.layers import numerical_rank
 from ddlr.outputs import divergence
 from ddlr.sizes import layer_size
+from doors import activation_svd, magnitude, magnitude_global, svd
 from experiments.networks import mlp_digits
 from experiments.training import train
 

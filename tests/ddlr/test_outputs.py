@@ -2,19 +2,19 @@
 
 import math
 
-import doors
 import numpy as np
 import pytest
 import torch
-from doors import svd
 from torch import Tensor, nn
 from torch.nn import functional
 
 import ddlr
+import doors
 from ddlr.allocate import frontier, layer_options
 from ddlr.goals import Option
 from ddlr.outputs import divergence, relative_error
 from ddlr.walk import WalkSettings
+from doors import svd
 from experiments.methods.closed_forms import SVD
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -290,6 +290,7 @@ LOW = torch.finfo(torch.float32).min
 MASKS = [masked(-math.inf), masked(-1e9), masked(LOW), masked(-1e4), added(-1e4), added(LOW)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS, ids=["inf", "1e9", "min", "1e4", "+1e4", "+min"])
 def test_a_masked_class_adds_nothing(mask, classifier):
     four = Wrapped(classifier, lambda out: out[:, :4])
@@ -434,6 +435,7 @@ def test_what_may_be_along_two_dimensions_has_to_be_said(classifier):
         compress(maps, TOKENS, min_agreement=0.9, held_out=HELD_OUT_TOKENS, output="classes")
 
 
+@pytest.mark.slow
 def test_batches_of_unequal_length_are_compared_one_by_one(classifier):
     rows = torch.cat([batch.flatten(0, 1) for batch in UNEQUAL])
     goals = (
@@ -495,6 +497,7 @@ def held_out_forms(labels: Tensor) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", held_out_forms(torch.zeros(300).long()))
 def test_held_out_samples_of_many_forms_measure_the_same(form, classifier):
     labels = classes_of(HELD_OUT)
@@ -591,6 +594,7 @@ def test_a_goal_that_the_network_as_it_is_meets_is_met(goal, refit, classifier):
 # Numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [np.float32, np.float64, torch.tensor, np.array], ids=["f32", "f64", "0-d", "array"]
 )

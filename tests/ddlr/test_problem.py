@@ -223,6 +223,7 @@ def make(samples, in_features, out_features, activation, seed, scale, kind):
     return scale * inputs, scale * targets
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(layers, options)
 def test_every_solve_keeps_its_promise(layer, option):

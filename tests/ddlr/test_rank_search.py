@@ -91,6 +91,7 @@ def best_error(inputs, targets, rank: int, starts: int) -> float:
     return min(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fraction", [0.15, 0.3, 0.5])
 def test_the_next_lower_rank_is_not_within_the_radius_from_wherever_it_is_fitted(seed, fraction):

@@ -2,13 +2,13 @@
 
 import copy
 
-import doors
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import ddlr
+import doors
 from ddlr import CapturedLayers, LowRankLinear, SolverStatus
 from ddlr.hooks import is_sole_consumer
 from ddlr.layers import numerical_rank

@@ -16,6 +16,7 @@ from experiments.report.curves import size_at_drop
 from experiments.report.tables import read_table, write_table
 from experiments.status import expanded
 from made_up_tables import made_up_ablation
+from patience import PATIENCE
 
 DROPS = (0.5, 1.0)
 
@@ -143,6 +144,7 @@ def test_the_experiments_of_the_paper_have_every_step_at_the_same_tolerances():
             assert {"0.05", "0.08", "0.12", "0.2"} <= set(of_step["kept_fraction"])
 
 
+@pytest.mark.slow
 def test_the_table_is_collected_where_the_steps_were_run(sweeps, tmp_path: Path):
     sizes = sweeps.drop(columns="output_bound")
     for name, rows in (("all", sizes), ("none", sizes[sizes["method"] == "lowest_rank"])):
@@ -151,7 +153,7 @@ def test_the_table_is_collected_where_the_steps_were_run(sweeps, tmp_path: Path)
         write_table(results / "sweeps.csv", rows)
         command = [sys.executable, "-m", "experiments.collect", f"results_dir={results}"]
         command += [f"output_dir={tmp_path}/outputs"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert (results / "sizes.csv").is_file()
         assert (results / "ablation.csv").is_file() == (name == "all")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import DIGITS, command
 
+from commands import DIGITS, command
 from experiments import benchmarks
 from experiments.configuration import REPOSITORY
 from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
@@ -18,6 +18,7 @@ RANKS_OF_DIGITS = (
 )
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
     tiny = "[[6,5,30]]"
     done = command(

@@ -2,11 +2,11 @@
 
 import pandas as pd
 import pytest
-from made_up_claims import LARGE, NETWORK, SMALL, curve
 
 from experiments.collect import smallest_sizes
 from experiments.report.claims import CLAIMS, Tables, carried_over, verdict
 from experiments.report.size_ratios import EQUAL_DROPS, compare_sizes
+from made_up_claims import LARGE, NETWORK, SMALL, curve
 
 FEWER, PROMISE, OTHERS, FASTER, WEIGHTS, BYTES = CLAIMS
 REFIT = ("layer", "parallel")

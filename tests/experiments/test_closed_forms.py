@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from doors import activation_svd, activation_svd_selected, magnitude, magnitude_global, svd
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from ddlr.constraints import OutputSet
 from ddlr.input_selection import select_inputs
 from ddlr.rank_search import lowest_truncation
 from ddlr.sizes import fewest_stored
+from doors import activation_svd, activation_svd_selected, magnitude, magnitude_global, svd
 from experiments import compress
 from experiments.collect import merge
 from experiments.configuration import CONFIG_PATH, REPOSITORY

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import DIGITS, command
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
 
+from commands import DIGITS, command
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.runs.records import read_records
 from offline_wandb import entries
@@ -112,6 +112,7 @@ def test_the_demo_writes_into_a_folder_of_its_own_and_needs_no_download():
     assert (cfg.dataset.name, cfg.model.name, cfg.tracking.name) == ("digits", "mlp_digits", "none")
 
 
+@pytest.mark.slow
 def test_a_rerun_gives_the_same_numbers_in_the_same_row(swept):
     before = pd.read_csv(swept / "results/sweeps.csv").drop(columns="seconds")
     overrides = ("calibration_samples=300", "method=nettrim", "method.relative_tolerance=0.3")
@@ -123,6 +124,7 @@ def test_a_rerun_gives_the_same_numbers_in_the_same_row(swept):
     pd.testing.assert_frame_equal(before, after)
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_from_the_table_alone(swept):
     done = command("plot", folder=swept)
     assert done.returncode == 0, done.stderr
@@ -134,6 +136,7 @@ def test_figures_are_drawn_from_the_table_alone(swept):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_offline_wandb_runs_of_a_sweep_can_be_read_back(swept):
     runs = [
         read_wandb(folder) for folder in sorted((swept / "outputs/wandb").glob("offline-run-*"))
@@ -154,6 +157,7 @@ def test_offline_wandb_runs_of_a_sweep_can_be_read_back(swept):
         assert run["summary"]["layer/fc2/rank"] == table["rank"][1]
 
 
+@pytest.mark.slow
 def test_the_run_of_a_sweep_holds_its_rows_and_its_frontier(swept):
     runs = [read_wandb(folder) for folder in (swept / "outputs/wandb").glob("offline-run-*")]
     (sweep,) = [run for run in runs if run["job_type"] == "sweep"]
@@ -167,6 +171,7 @@ def test_the_run_of_a_sweep_holds_its_rows_and_its_frontier(swept):
     )
 
 
+@pytest.mark.slow
 def test_figures_are_logged_with_the_table_they_are_drawn_from(swept):
     done = command("plot", "group=mine", folder=swept)
     assert done.returncode == 0, done.stderr
@@ -204,6 +209,7 @@ def read_wandb(folder: Path) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path):
     done = command("compress", *DIGITS, "seed=7", "tracking=none", folder=tmp_path)
     assert done.returncode != 0
@@ -211,6 +217,7 @@ def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path):
     assert making in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "messages"),
     [
@@ -235,6 +242,7 @@ def config_choices() -> list[tuple[str, ...]]:
     return choices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", config_choices(), ids="".join)
 def test_every_choice_composes_and_its_target_exists(overrides):
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):

@@ -205,6 +205,7 @@ def test_every_file_is_composed_and_every_target_exists():
     assert orphans(CONF) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_every_key_is_read(name):
     assert unread_keys(CONF, name, variants_of(CONF, name)) == set()
@@ -225,6 +226,7 @@ def conf(tmp_path) -> Path:
     return tmp_path / "conf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "line", "found"),
     [

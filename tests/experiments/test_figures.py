@@ -80,6 +80,7 @@ def drawn(figure) -> list:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_has_labelled_panels_and_no_empty_one(name, whole, tmp_path):
     figure = draw(name, whole)
@@ -131,6 +132,7 @@ def test_the_rivals_are_shown_as_published_and_at_their_best_and_ours_at_its_bes
     assert "lowest rank, parallel, no refit" in labels(frontier(published, "bytes").axes[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "needed"),
     [
@@ -253,6 +255,7 @@ def test_bars_of_what_was_not_run_are_left_out(whole):
     assert equal_drop(whole["sizes"].query("method == 'nettrim_protocol'")) is None
 
 
+@pytest.mark.slow
 def test_the_rivals_are_compared_in_one_output_set_and_ours_in_its_own(whole):
     hinge = whole["sweeps"].query("method == 'ddlr'").assign(constraint="hinge", accuracy=0.0)
     both = pd.concat([whole["sweeps"], hinge.assign(run=hinge["run"] + "h")])

@@ -11,6 +11,7 @@ from experiments import finetune
 from experiments.configuration import REPOSITORY
 from experiments.networks import mlp_digits
 from experiments.training import train
+from patience import PATIENCE
 
 
 def test_zeros_stay_zero_and_the_rest_is_trained(digits):
@@ -39,7 +40,7 @@ def test_the_table_sets_accuracy_before_beside_after(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "finetune.csv")

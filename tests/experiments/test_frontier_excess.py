@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
-from made_up_curves import ALL_SEEDS, curve, judged
 
 from experiments.report.frontier_excess import SINGLE_SEED_MARGIN, Curve, excess
+from made_up_curves import ALL_SEEDS, curve, judged
 
 FRONTIERS = {
     "lenet_300_100": "LeNet-300-100.*above ours",
@@ -15,6 +15,7 @@ FRONTIERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FRONTIERS)
 @pytest.mark.parametrize("seeds", [ALL_SEEDS, (0,)])
 def test_no_baseline_is_above_the_frontier(model, seeds):

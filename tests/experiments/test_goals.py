@@ -52,6 +52,7 @@ def numbers(record: dict) -> list[dict]:
     return [{key: repr(row[key]) for key in row if key != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_row_says_what_was_wanted_and_how_it_was_met(method, tmp_path):
     for goal, wanted in GOALS.items():
@@ -81,6 +82,7 @@ def test_a_row_says_what_was_wanted_and_how_it_was_met(method, tmp_path):
         assert row["kept_fraction"] < 1
 
 
+@pytest.mark.slow
 def test_a_run_is_known_by_its_goal_and_not_by_the_tolerance_it_replaces(tmp_path):
     def key(*overrides: str) -> str:
         return run_key(configured(tmp_path, "method=lowest_rank", *overrides))
@@ -131,6 +133,7 @@ def computed(monkeypatch) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_what_layers_do_alone_is_computed_once_and_changes_nothing(method, tmp_path, computed):
     goals = [f"goal.{goal}={wanted}" for goal, wanted in GOALS.items()]
@@ -148,6 +151,7 @@ def test_what_layers_do_alone_is_computed_once_and_changes_nothing(method, tmp_p
         assert numbers(one) == numbers(two) == numbers(other)
 
 
+@pytest.mark.slow
 def test_it_is_shared_by_what_has_the_same_layers_alone(tmp_path, computed):
     goal = ("method=lowest_rank", "goal.kept_fraction=0.4")
     steps = [

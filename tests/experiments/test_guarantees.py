@@ -2,10 +2,10 @@
 
 import pandas as pd
 import pytest
-from made_up_curves import ALL_SEEDS, judged, to_a_drop
 
 from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
 from experiments.report.tables import MNIST
+from made_up_curves import ALL_SEEDS, judged, to_a_drop
 
 
 def of_rank(

@@ -3,24 +3,26 @@
 import subprocess
 import sys
 
-import doors
 import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+import doors
 from ddlr import LowRankLinear
 from ddlr.layers import store_linear
 from experiments import inference
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.inference import CSRLinear, as_linear, head, in_stored_form
 from experiments.networks import fc_nettrim, split_at_first_linear
+from patience import PATIENCE
 
 DIGITS = "heads=[{dataset: digits, model: mlp_digits}]"
 CHECKPOINTS = f"checkpoint_dir={REPOSITORY}/results/checkpoints"
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_row_for_each_network_tolerance_and_batch(tmp_path):
     done = subprocess.run(
         [
@@ -31,7 +33,7 @@ def test_the_command_writes_a_row_for_each_network_tolerance_and_batch(tmp_path)
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "inference.csv")

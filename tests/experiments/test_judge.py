@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from doors import svd
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 import ddlr
+from doors import svd
 from experiments import compress, data
 from experiments.configuration import CONFIG_PATH, REPOSITORY
 from experiments.data import Split
@@ -55,6 +55,7 @@ def run(folder: Path, method: str, *overrides: str) -> dict:
     return compress.run(cfg, group="g")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_test_data_decide_nothing_but_the_reported_accuracy(name, tmp_path, monkeypatch):
     method, overrides = METHODS[name]
@@ -83,6 +84,7 @@ def test_test_data_decide_nothing_but_the_reported_accuracy(name, tmp_path, monk
         assert {key: repr(one[key]) for key in kept} == {key: repr(other[key]) for key in kept}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_output_error_is_within_its_bound(name, tmp_path):
     method, overrides = METHODS[name]

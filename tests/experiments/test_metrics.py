@@ -2,14 +2,14 @@
 
 import copy
 
-import doors
 import pytest
 import torch
-from doors import svd
 from torch import Tensor, nn
 
 import ddlr
+import doors
 from ddlr import LowRankLinear
+from doors import svd
 from experiments.data import Split
 from experiments.metrics import (
     accuracy,

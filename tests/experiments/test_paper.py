@@ -22,6 +22,7 @@ from experiments.report.tables import read_table, write_table
 from experiments.runs.records import read_records
 from experiments.runs.units import FINISHED, MISSING, run_key
 from experiments.status import planned, seconds_left, status
+from patience import PATIENCE
 
 # Solved in a tenth of a second, by the checkpoint that is part of the repository.
 QUICK = (
@@ -44,7 +45,7 @@ def places(folder: Path) -> list[str]:
 
 def command(folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess:
     arguments = [sys.executable, "-m", f"experiments.{name}", *overrides, *places(folder)]
-    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def paper(folder: Path, *overrides: str, sweep: tuple[str, ...] = ()) -> list[str]:
@@ -71,6 +72,7 @@ def tables_alone(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_with_the_tables_alone_nothing_is_computed_again(tables_alone, monkeypatch):
     runs = planned([*QUICK, *GRID, "finished_in=tables", *places(tables_alone)])
     monkeypatch.setattr(compress, "prepare", lambda *_: pytest.fail("the network was loaded"))
@@ -136,6 +138,7 @@ def test_progress_is_over_all_runs(tables_alone):
     assert not progress.finished()
 
 
+@pytest.mark.slow
 def test_the_whole_is_run_and_then_found_done(tmp_path):
     first = command(tmp_path, "paper", *paper(tmp_path))
     assert first.returncode == 0, first.stderr
@@ -150,17 +153,19 @@ def test_the_whole_is_run_and_then_found_done(tmp_path):
     assert not (tmp_path / "results/records").exists()
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_line_shows_how_far_the_whole_is(tmp_path):
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))
     arguments = [sys.executable, "-m", "experiments.paper", *paper(tmp_path), *places(tmp_path)]
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=terminal, timeout=300)
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=terminal, timeout=PATIENCE)
     os.close(terminal)
     shown = os.read(master, 1 << 16).decode()
     assert done.returncode == 0, shown
     assert "0 of 2 runs finished; now networks=lenets suite=convex" in shown
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_does_not_stop_the_rest(tmp_path):
     failing = paper(tmp_path, "measurements=[nothing]", sweep=("seed=0,7",))
     done = command(tmp_path, "paper", *failing)
@@ -179,6 +184,7 @@ def test_a_measurement_is_taken_where_its_table_is_missing(tmp_path):
     assert "nothing.csv is there already" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_it_and_the_same_command_goes_on(tmp_path):
     arguments = paper(tmp_path, sweep=("calibration_samples=200,1000", "method.tolerance=1e-6"))
     process = subprocess.Popen(
@@ -194,7 +200,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(tmp_path):
     while not list(records.glob("*.json")) and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "interrupted; the same command goes on from here" in printed
     before = {record["row"]["run"] for record in read_records(records)}

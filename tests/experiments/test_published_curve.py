@@ -2,9 +2,9 @@
 
 import numpy as np
 import pandas as pd
-from made_up_claims import SMALL, curve
 
 from experiments.report.claims import report
+from made_up_claims import SMALL, curve
 
 
 def protocol(accuracies: list[float]) -> pd.DataFrame:

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_claims import SMALL, curve
 
 from experiments.report.size_ratios import compare_sizes
+from made_up_claims import SMALL, curve
 
 
 def seeds_of(method: str, *factors: float, **about) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """Sizes at an equal drop, each target met and missed by a table made for it."""
 
 import pytest
-from made_up_curves import ALL_SEEDS, curve, judged
 
 from experiments.report.tables import CIFAR10
+from made_up_curves import ALL_SEEDS, curve, judged
 
 SIZE_TARGETS = [
     ("lenet_300_100", "LeNet-300-100.*weights kept.*no network refit", "layer", 0.09),

@@ -11,6 +11,7 @@ from ddlr import capture_layers
 from experiments.configuration import REPOSITORY
 from experiments.networks import mlp_digits
 from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
+from patience import PATIENCE
 
 CHECKPOINTS = REPOSITORY / "results/checkpoints"
 
@@ -26,7 +27,7 @@ def command(folder, *overrides: str) -> subprocess.CompletedProcess:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
@@ -76,6 +77,7 @@ def test_activation_svd_keeps_the_leading_values_in_the_metric_of_the_inputs(tab
     torch.testing.assert_close(kept, original[: len(kept)], rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_an_unknown_layer_is_named_with_those_there_are(tmp_path):
     done = command(tmp_path, "layer=fc9")
     assert done.returncode != 0

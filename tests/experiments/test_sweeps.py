@@ -12,7 +12,6 @@ import termios
 from collections.abc import Iterator
 from pathlib import Path
 
-import doors
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -20,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import ddlr
+import doors
 from ddlr.reduced_rank import RIDGE
 from experiments import compress
 from experiments.configuration import CONFIG_PATH, REPOSITORY, SettingError
@@ -42,6 +42,7 @@ from experiments.runs.units import (
 from experiments.status import expanded, planned, status
 from experiments.training import choose_device
 from offline_wandb import entries
+from patience import PATIENCE
 
 # Solved in a tenth of a second, by the checkpoint that is part of the repository.
 QUICK = (
@@ -78,7 +79,7 @@ def command(folder: Path, *overrides: str, **environment: str) -> subprocess.Com
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
@@ -193,6 +194,7 @@ def test_a_record_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkey
     assert not list(path.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_two_processes_with_the_same_run_do_it_once(tmp_path):
     slower = ("method=ddlr", "method.relative_tolerance=0.2", "calibration_samples=400")
     arguments = ["-m", "experiments.compress", *QUICK, *slower, *places(tmp_path)]
@@ -200,7 +202,7 @@ def test_two_processes_with_the_same_run_do_it_once(tmp_path):
         subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    printed = [process.communicate(timeout=300)[0] for process in processes]
+    printed = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted("finished already" in text for text in printed) == [False, True]
     assert len(read_records(tmp_path / "results/records")) == 1
@@ -379,6 +381,7 @@ def test_workers_give_the_same_network_and_the_same_errors(network):
 # Around a sweep
 
 
+@pytest.mark.slow
 def test_two_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path):
     grids = ("method.relative_tolerance=0.5,0.6", "method.relative_tolerance=0.7,0.8,0.9")
     started = [
@@ -390,12 +393,13 @@ def test_two_sweeps_that_start_in_the_same_second_do_not_share_a_folder(tmp_path
         for grid in grids
     ]
     for runs, process in zip((2, 3), started, strict=True):
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=PATIENCE)
         assert f"sweep: {runs} runs finished, 0 failed, 0 not done" in said
         (folder,) = (tmp_path / "outputs/compress").glob(f"*_{process.pid}")
         assert len(list(folder.glob("outcomes/*/*.json"))) == runs
 
 
+@pytest.mark.slow
 def test_a_sweep_reports_what_failed_and_finishes_the_rest(tmp_path):
     grid = ("method.max_iterations=1,4000,5000", "method.raise_on_failure=true")
     done = command(tmp_path, "-m", *QUICK, *grid, "tracking=wandb")
@@ -430,6 +434,7 @@ def exit_code(folder: Path) -> int:
     return int(code)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_failure_does_not_exit_with_0_whatever_makes_its_runs(tmp_path):
     grid = ("method=glob(*_rank)", "method.relative_tolerance=abc,0.5")
     kept = [each for each in QUICK if not each.startswith("method")]
@@ -443,6 +448,7 @@ def test_a_sweep_with_a_failure_does_not_exit_with_0_whatever_makes_its_runs(tmp
     assert len(read_records(tmp_path / "results/records")) == 1
 
 
+@pytest.mark.slow
 def test_outcomes_of_an_earlier_sweep_in_the_same_folder_do_not_count(tmp_path):
     folder = f"hydra.sweep.dir={tmp_path}/sweep"
     failing = command(tmp_path, "-m", *QUICK, folder, "method.relative_tolerance=-1,nan")
@@ -549,6 +555,7 @@ def test_all_jobs_of_a_sweep_and_no_others_share_a_folder_of_outcomes(sweep):
     assert other != mine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "runs"),
     [
@@ -612,6 +619,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", WRONG)
 def test_a_value_of_the_wrong_kind_is_named_in_one_line(key, tmp_path, monkeypatch):
     monkeypatch.setattr(compress, "prepare", lambda *_: pytest.fail("the network was loaded"))
@@ -628,6 +636,7 @@ def test_a_value_of_the_wrong_kind_is_named_in_one_line(key, tmp_path, monkeypat
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
@@ -648,6 +657,7 @@ def method_names() -> list[str]:
     return sorted(path.stem for path in (Path(CONFIG_PATH) / "method").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", method_names())
 def test_a_method_has_a_tolerance_by_default_and_none_beside_a_goal(method):
     def composed(*overrides: str) -> DictConfig:
@@ -675,6 +685,7 @@ def experiments() -> list[str]:
         return [*compose("paper").experiments, "suite=demo"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", experiments())
 def test_the_runs_of_every_experiment_are_allowed_and_found_in_the_tables(experiment):
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
@@ -686,6 +697,7 @@ def test_the_runs_of_every_experiment_are_allowed_and_found_in_the_tables(experi
                 assert state(cfg, run_key(cfg))[0] == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", ["convex", "goals"])
 def test_runs_are_known_by_the_names_that_the_committed_tables_have(suite):
     networks = "lenets" if suite == "convex" else "mnist"
@@ -706,6 +718,7 @@ def test_the_default_number_of_samples_is_no_more_than_there_are(tmp_path, digit
     assert record["row"]["calibration_samples"] == len(digits.train)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_line_shows_how_far_the_sweep_is(tmp_path):
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))
@@ -714,7 +727,7 @@ def test_on_a_terminal_a_line_shows_how_far_the_sweep_is(tmp_path):
         [sys.executable, "-m", "experiments.compress", *arguments],
         stdout=subprocess.PIPE,
         stderr=terminal,
-        timeout=300,
+        timeout=PATIENCE,
     )
     os.close(terminal)
     shown = os.read(master, 1 << 16).decode()
@@ -769,6 +782,7 @@ def test_online_without_a_login_ends_at_once_with_the_command(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_without_a_network_online_runs_are_logged_offline(tmp_path):
     nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "0"}
     online = ("tracking=wandb", "tracking.mode=online")

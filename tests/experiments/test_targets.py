@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pandas as pd
-from made_up_curves import curve, to_a_drop
 
 from experiments.report.tables import read_table, write_table
 from experiments.report.targets import measured_targets, report
+from made_up_curves import curve, to_a_drop
 
 
 def test_without_tables_nothing_is_measured():

@@ -73,6 +73,7 @@ def test_a_data_set_that_does_not_fit_is_refused(digits):
         train(vgg_small(), digits, **RECIPE, seed=0, device=torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_augmentation_is_at_hand_in_a_process_that_has_not_imported_torchvision():
     code = "from experiments.training import _augmentation; _augmentation()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import PATIENCE
+
 DIGITS = ("dataset=digits", "model=mlp_digits")
 
 
@@ -18,5 +20,5 @@ def command(name: str, *overrides: str, folder: Path) -> subprocess.CompletedPro
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
