@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from ddlr.arguments import one_of
-from ddlr.goals import Goal
+from ddlr.goals import goal_of
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
 from ddlr.layers import LowRankLinear, numerical_rank, store_linear
@@ -24,7 +24,6 @@ def compress(
     calibration: Calibration,
     *,
     relative_tolerance: float | Mapping[str, float] | None = None,
-    goal: Goal | None = None,
     method: str = "nuclear",
     constraint: str | None = None,
     refit: str = "none",
@@ -33,6 +32,7 @@ def compress(
     output: Output | None = None,
     on_layer: Callable[[LayerReport], None] | None = None,
     settings: Settings | None = None,
+    **goal,
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network low-rank, without retraining.
 
@@ -50,9 +50,6 @@ def compress(
     relative_tolerance : float, or mapping of layer name to float
         Bound on the output error of each layer, relative to its output; the same for all, or one
         for each. 0 keeps a layer; 1 or more makes its weight zero.
-    goal : ddlr.Goal
-        In place of the tolerance: a size, an error or an accuracy of the network, for which each
-        layer gets a tolerance of its own. `CompressionResult.goal` says how it is met.
     method : {"nuclear", "lowest_rank", "fewest_weights"}
         "nuclear" is the convex program of DDLR, with a certificate; "lowest_rank" looks for the
         lowest rank itself, see `ddlr.lowest_rank`; "fewest_weights" also leaves out inputs of a
@@ -92,6 +89,10 @@ def compress(
         not with a goal.
     settings : ddlr.Settings, optional
         Advanced settings: of the solver, the ridge, the cascade, processes, a cache.
+    **goal
+        In place of the tolerance what is wanted of the whole network, as ``kept_fraction=0.1``: the
+        attributes of `ddlr.Goal`. Each layer then gets a tolerance of its own, and
+        `CompressionResult.goal` says how the goal is met.
 
     Returns
     -------
@@ -100,6 +101,8 @@ def compress(
 
     Raises
     ------
+    TypeError
+        If there is no such argument, or what the network gives is not a tensor.
     ValueError
         If an argument, a weight or an activation is not usable, or the method does not have an
         option; names the layer and the value.
@@ -118,7 +121,7 @@ def compress(
         calibration,
         chosen,
         relative_tolerance=relative_tolerance,
-        goal=goal,
+        goal=goal_of(goal),
         refit=refit,
         order=order,
         layers=layers,

@@ -62,10 +62,11 @@ def _goal():
 class Goal:
     """What a network is to be compressed to, in place of one tolerance for all layers.
 
-        ddlr.compress(model, calibration, goal=ddlr.Goal(kept_fraction=0.1))
-        ddlr.compress(model, calibration, goal=ddlr.Goal(max_accuracy_drop=1, held_out=(x, labels)))
+        ddlr.compress(model, calibration, kept_fraction=0.1)
+        ddlr.compress(model, calibration, max_accuracy_drop=1, held_out=(inputs, labels))
 
-    Each layer gets a tolerance of its own. Just one of the first five is given.
+    Its attributes are keyword arguments of `ddlr.compress` and `nettrim.prune`. Each layer gets a
+    tolerance of its own. Just one of the first five is given.
 
     Attributes
     ----------
@@ -138,6 +139,25 @@ class Goal:
 
 # Names of the goals, listed in `Goal` alone.
 GOALS = tuple(each.name for each in fields(Goal) if each.metadata.get("goal"))
+
+
+def goal_of(values: Mapping[str, object]) -> Goal | None:
+    """The goal that further keyword arguments of a function make, or None where there are none.
+
+    Raises
+    ------
+    TypeError
+        If one of them is not of a `Goal`; names it.
+    """
+    known = [each.name for each in fields(Goal)]
+    for name in values:
+        if name not in known:
+            raise TypeError(
+                f"there is no argument {name!r}; beside those of the function itself there are "
+                f"those of ddlr.Goal: {', '.join(known)}"
+            )
+    given = {name: value for name, value in values.items() if value is not None}
+    return Goal(**given) if given else None
 
 
 @dataclass(frozen=True)

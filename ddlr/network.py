@@ -80,7 +80,7 @@ def compress_network(
     """Compress the fully connected layers of a trained network by any `Method`.
 
     Capture, tolerances, walk, refit, report. Parameters, return value and errors are those of
-    `ddlr.compress`, but for `method`.
+    `ddlr.compress`, but for `method`, and for the goal, which is one object here.
     """
     settings = settings or Settings()
     method = method.with_options(
@@ -118,7 +118,7 @@ def _check_one_of(relative_tolerance: object, goal: object, on_layer: object) ->
     if relative_tolerance is not None and goal is not None:
         raise ValueError("give a relative_tolerance or a goal, not both")
     if relative_tolerance is None and goal is None:
-        raise ValueError(f"give a relative_tolerance, or a goal: ddlr.Goal with one of {GOALS}")
+        raise ValueError(f"give a relative_tolerance, or a goal: one of {GOALS}")
     if goal is not None and not isinstance(goal, Goal):
         raise TypeError(
             f"goal is {goal!r}; it must be a ddlr.Goal, as ddlr.Goal(kept_fraction=0.1)"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ddlr.goals import Goal
+from ddlr.goals import goal_of
 from ddlr.layers import store_linear
 from ddlr.method import LayerProblem, Method
 from ddlr.network import Calibration, Settings, compress_network
@@ -19,7 +19,6 @@ def prune(
     calibration: Calibration,
     *,
     relative_tolerance: float | Mapping[str, float] | None = None,
-    goal: Goal | None = None,
     constraint: str | None = None,
     penalise_bias: bool = False,
     refit: str = "none",
@@ -28,6 +27,7 @@ def prune(
     output: Output | None = None,
     on_layer: Callable[[LayerReport], None] | None = None,
     settings: Settings | None = None,
+    **goal,
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network sparse, without retraining.
 
@@ -54,7 +54,7 @@ def prune(
         calibration,
         L1.with_options(constraint=constraint, penalise_bias=penalise_bias),
         relative_tolerance=relative_tolerance,
-        goal=goal,
+        goal=goal_of(goal),
         refit=refit,
         order=order,
         layers=layers,

@@ -1,4 +1,4 @@
-"""All methods as functions of a network, with goals and settings as plain keyword arguments."""
+"""All methods as functions of a network, with settings as plain keyword arguments."""
 
 from dataclasses import fields
 from functools import partial
@@ -16,7 +16,7 @@ from experiments.methods.closed_forms import (
 
 
 def _split(arguments: dict) -> dict:
-    """Arguments of a door, with those of a `Goal` and of `Settings` gathered in these."""
+    """Arguments of `compress_network`, with those of a `Goal` and of `Settings` gathered."""
     kinds = {"goal": Goal, "settings": Settings}
     own = {
         kind: {name: arguments.pop(name) for name in names if name in arguments}
@@ -27,12 +27,18 @@ def _split(arguments: dict) -> dict:
     return arguments | {kind: kinds[kind](**values) for kind, values in own.items() if values}
 
 
+def _with_settings(arguments: dict) -> dict:
+    own = {each.name for each in fields(Settings)} & set(arguments)
+    settings = {name: arguments.pop(name) for name in own}
+    return arguments | ({"settings": Settings(**settings)} if settings else {})
+
+
 def compress(model, calibration, **arguments) -> CompressionResult:
-    return ddlr.compress(model, calibration, **_split(arguments))
+    return ddlr.compress(model, calibration, **_with_settings(arguments))
 
 
 def prune(model, calibration, **arguments) -> CompressionResult:
-    return nettrim.prune(model, calibration, **_split(arguments))
+    return nettrim.prune(model, calibration, **_with_settings(arguments))
 
 
 def _by(method, model, calibration, **arguments) -> CompressionResult:
