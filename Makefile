@@ -46,7 +46,7 @@ reproduce: $(READY)
 	$(BIN)/python -m experiments.agreement
 	@echo
 	@echo "Done. Open reproduced/figures/frontier_weights.png and reproduced/figures/frontier_bytes.png;"
-	@echo "the numbers are in reproduced/sizes.csv (the short table), sweeps.csv (one row a run) and layers.csv."
+	@echo "the numbers are in reproduced/sizes.csv (the short table), sweeps.csv (one row per run) and layers.csv."
 
 paper: $(READY)
 	$(BIN)/python -m experiments.paper
