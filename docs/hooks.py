@@ -39,11 +39,11 @@ def _targets(page: Path):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links that leave the folder of the pages lead into the site's copy of the repository."""
+    """Links that leave the folder of the pages lead into the site's copy, and back."""
     here = PurePosixPath(page.file.src_uri)
-    if here.parts[0] == ROOM:
-        return markdown
     depth = len(here.parts) - 1  # folders below docs/
+    if here.parts[0] == ROOM:
+        return re.sub(r"\]\((?:\.\./)+docs/", f"]({'../' * depth}", markdown)
 
     def rewritten(match: re.Match) -> str:
         ups, path = match[2].count("../"), match[3]
