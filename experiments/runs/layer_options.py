@@ -28,13 +28,16 @@ def remembered_options(
     key = _options_key(cfg, device)
     path = entry_path(folder, key, ".json")
     with locked(entry_lock(folder, key)):
-        kept = load_json(path)
-        if kept is not None:
-            return {name: [Option(**each) for each in kept[name]] for name in kept}
-        options = compute()
-        content = {name: [asdict(each) for each in options[name]] for name in options}
-        store_json(path, content, cfg.cache.limit_gib)
+        options = load_json(path, _decoded)
+        if options is None:
+            options = compute()
+            content = {name: [asdict(each) for each in options[name]] for name in options}
+            store_json(path, content, cfg.cache.limit_gib)
     return options
+
+
+def _decoded(content: dict) -> dict[str, list[Option]]:
+    return {name: [Option(**each) for each in content[name]] for name in content}
 
 
 def _options_key(cfg: DictConfig, device: torch.device) -> str:

@@ -52,9 +52,9 @@ def load_tensors(
     return _load(path, read)
 
 
-def load_json(path: Path) -> dict | None:
-    """The content of a JSON file; None where there is no whole entry."""
-    return _load(path, lambda: json.loads(path.read_text(encoding="utf-8")))
+def load_json(path: Path, decode: Callable[[dict], dict] = dict) -> dict | None:
+    """What `decode` makes of a JSON file; None where there is no whole entry of that form."""
+    return _load(path, lambda: decode(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def store_tensors(
@@ -93,7 +93,8 @@ def _load(path: Path, read: Callable):
         os.utime(path)  # the latest use, by which `_make_room` goes
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, SafetensorError) as error:
+    # The last two: another version of this program wrote an entry of another form.
+    except (OSError, ValueError, SafetensorError, TypeError, LookupError) as error:
         log.warning("%s cannot be read and is computed anew: %s", path, error)
         return None
     return content
