@@ -15,6 +15,7 @@ ROOM = "repository"
 # Linked from what is linked itself.
 ALWAYS = ("results/README.md", "results/claims.md", "results/targets.md", "results/figures/*.png")
 _LINK = re.compile(r"(\]\()((?:\.\./)+)([^)#\s]+)")
+_FIGURE = re.compile(r"^(!\[[^]]*\]\(([^)\s]+)\))$", flags=re.MULTILINE)
 
 
 def on_files(files, config):
@@ -39,7 +40,11 @@ def _targets(page: Path):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links that leave the folder of the pages lead into the site's copy, and back."""
+    """Links that leave the folder of the pages lead into the site's copy, and back.
+
+    A figure is a link to itself, so that it can be read at its full size.
+    """
+    markdown = _FIGURE.sub(r"[\1](\2)", markdown)
     here = PurePosixPath(page.file.src_uri)
     depth = len(here.parts) - 1  # folders below docs/
     if here.parts[0] == ROOM:
