@@ -113,6 +113,10 @@ def wrong_closed_forms(text: str) -> set[str]:
         for cell, model in zip(table[name], NETWORKS, strict=True):
             if cell != size_in_words(smallest(model, methods, 0.5, one_tolerance=True)):
                 wrong.add(f"{name}, {model}: {cell}")
+    for cell, model in zip(table["which one"], NETWORKS, strict=True):
+        best = smallest(model, CLOSED_FORMS, 0.5, one_tolerance=True)["method"]
+        if best not in ROWS[cell]:
+            wrong.add(f"which one, {model}: {cell}")
     return wrong
 
 
@@ -210,6 +214,9 @@ def test_closed_forms_and_convex_programs_are_those_of_the_table():
     text = text_of(RESULTS)
     assert wrong_closed_forms(text) == set()
     assert wrong_closed_forms(text.replace("| 14.0 %", "| 14.1 %")) == {"Net-Trim, lenet5: 14.1 %"}
+    assert wrong_closed_forms(
+        text.replace("| which one | activation-aware SVD", "| which one | magnitude")
+    ) == {"which one, lenet_300_100: magnitude"}
 
 
 def test_closed_forms_keep_less_where_the_readme_says_so():
