@@ -15,6 +15,8 @@ ROOM = "repository"
 # Linked from what is linked itself.
 ALWAYS = ("results/README.md", "results/claims.md", "results/targets.md", "results/figures/*.png")
 _LINK = re.compile(r"(\]\()((?:\.\./)+)([^)#\s]+)")
+_CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>)", flags=re.DOTALL)
+_FIGURE = re.compile(r"^(!\[[^]]*\]\(([^)\s]+)\))$", flags=re.MULTILINE)
 
 
 def on_files(files, config):
@@ -39,7 +41,11 @@ def _targets(page: Path):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links that leave the folder of the pages lead into the site's copy, and back."""
+    """Links that leave the folder of the pages lead into the site's copy, and back.
+
+    A figure is a link to itself, so that it can be read at its full size.
+    """
+    markdown = _FIGURE.sub(r"[\1](\2)", markdown)
     here = PurePosixPath(page.file.src_uri)
     depth = len(here.parts) - 1  # folders below docs/
     if here.parts[0] == ROOM:
@@ -52,3 +58,10 @@ def on_page_markdown(markdown, page, config, files):
         return f"{match[1]}{'../' * depth}{ROOM}/{path}"
 
     return _LINK.sub(rewritten, markdown)
+
+
+def on_page_content(html, page, config, files):
+    """A number and its per cent sign stay on one line; code is left as it is."""
+    parts = _CODE.split(html)
+    parts[::2] = [re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", part) for part in parts[::2]]
+    return "".join(parts)

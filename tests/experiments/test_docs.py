@@ -1,0 +1,321 @@
+"""The pages say what the tables say, and name arguments and settings that there are.
+
+That links lead somewhere, examples run and commands exist is in `tests/test_repository.py`.
+"""
+
+import ast
+import functools
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+import ddlr
+import nettrim
+from experiments.configuration import CONFIG_PATH, REPOSITORY
+from experiments.report.tables import read_table
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+RESULTS = REPOSITORY / "docs/results.md"
+NETWORKS = ["lenet_300_100", "fc_nettrim", "lenet5", "convnet_nettrim", "vgg_small"]
+CLOSED_FORMS = ["svd", "activation_svd", "magnitude", "magnitude_global"]
+# Methods of a row; the two kinds of magnitude pruning share one.
+ROWS = {
+    "fewest weights": ["fewest_weights"],
+    "lowest rank": ["lowest_rank"],
+    "activation-aware SVD": ["activation_svd"],
+    "SVD of the weights": ["svd"],
+    "magnitude": ["magnitude", "magnitude_global"],
+    "Net-Trim": ["nettrim"],
+    "DDLR, one tolerance": ["ddlr"],
+}
+# What a size made by earlier code is, by method: an upper bound, or somewhat too small.
+EARLIER = {"fewest_weights": "at most ", "nettrim": "at most ", "ddlr": "about "}
+SETTING = re.compile(r"\+?[a-z_]+(\.[a-z_]+)*=")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    return " ".join(text_of(page).split())
+
+
+def table_after(text: str, words: str) -> dict[str, list[str]]:
+    """The first table after these words: its rows' other cells by their first one."""
+    rest = text[text.index(words) :]
+    lines = re.search(r"(?:^\|.*\n)+", rest, flags=re.MULTILINE)[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: others for first, *others in rows if set(first) - set("- ")}
+
+
+@functools.cache
+def results(name: str) -> pd.DataFrame:
+    return read_table(REPOSITORY / f"results/{name}.csv")
+
+
+def smallest(model: str, methods: list[str], drop: float, *, one_tolerance=False) -> pd.Series:
+    """The row of `sizes.csv` with the fewest weights, of those without training the network."""
+    sizes = results("sizes")
+    of_them = sizes[
+        (sizes["model"] == model)
+        & sizes["method"].isin(methods)
+        & (sizes["largest_drop"] == drop)
+        & (sizes["counted"] == "weights")
+        & (sizes["refit"] != "network")
+    ]
+    if one_tolerance:
+        of_them = of_them[of_them["goal"] == "relative_tolerance"]
+    return of_them.loc[of_them["fraction"].idxmin()]
+
+
+def is_earlier(size: pd.Series) -> bool:
+    """Whether earlier code made the runs behind a row of `sizes.csv`."""
+    runs = results("sweeps")
+    of_it = pd.Series(True, index=runs.index)
+    for key in ("model", "method", "constraint", "refit", "order", "cascade_bound", "ridge"):
+        of_it &= runs[key] == size[key]
+    of_it &= runs["calibration_samples"] == size["calibration_samples"]
+    value = "relative_tolerance" if size["goal"] == "relative_tolerance" else "wanted"
+    of_it &= (runs["goal"] == size["goal"]) & (runs[value] == size["wanted"])
+    assert of_it.any()
+    return bool(runs.loc[of_it, "earlier"].fillna(False).astype(bool).any())
+
+
+def size_in_words(size: pd.Series) -> str:
+    mark = EARLIER.get(size["method"], "") if is_earlier(size) else ""
+    return f"{mark}{100 * size['fraction']:.1f} %"
+
+
+def wrong_sizes(text: str) -> set[str]:
+    """Cells of the table of sizes at one point that are not those of `sizes.csv`."""
+    table, wrong = table_after(text, "Weights kept at a held-out loss"), set()
+    for name, methods in ROWS.items():
+        for cell, model in zip(table[name], NETWORKS, strict=True):
+            size = smallest(model, methods, 1)
+            said, drop = re.fullmatch(r"(.*) \((.*)\)", cell).groups()
+            # Variants of the same size may lose different numbers of points.
+            if said != size_in_words(size) or abs(float(drop) - size["accuracy_drop"]) > 0.05:
+                wrong.add(f"{name}, {model}: {cell}")
+    return wrong
+
+
+def wrong_closed_forms(text: str) -> set[str]:
+    table, wrong = table_after(text, "Weights kept, each method at its best refit"), set()
+    rows = {"best closed form": CLOSED_FORMS, "Net-Trim": ["nettrim"], "DDLR": ["ddlr"]}
+    for name, methods in rows.items():
+        for cell, model in zip(table[name], NETWORKS, strict=True):
+            if cell != size_in_words(smallest(model, methods, 0.5, one_tolerance=True)):
+                wrong.add(f"{name}, {model}: {cell}")
+    for cell, model in zip(table["which one"], NETWORKS, strict=True):
+        best = smallest(model, CLOSED_FORMS, 0.5, one_tolerance=True)["method"]
+        if best not in ROWS[cell]:
+            wrong.add(f"which one, {model}: {cell}")
+    return wrong
+
+
+def unchecked_links(text: str) -> list[str]:
+    """Links that the test of links does not read: with a title, in HTML, by reference."""
+    outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return re.findall(r"\]\([^)\s]+ \"|<(?:a|img) |^\[[^]]+\]: ", outside, flags=re.MULTILINE)
+
+
+def unknown_keywords(code: str) -> set[str]:
+    """Keyword arguments that `ddlr.f` or `nettrim.f` does not take."""
+    unknown = set()
+    for node in ast.walk(ast.parse(code)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        module = {"ddlr": ddlr, "nettrim": nettrim}.get(getattr(node.func.value, "id", None))
+        if module is not None:
+            known = set(inspect.signature(getattr(module, node.func.attr)).parameters)
+            if "goal" in known:
+                known = known - {"goal"} | set(inspect.signature(ddlr.Goal).parameters)
+            unknown |= {each.arg for each in node.keywords} - known
+    return unknown
+
+
+def calls(text: str) -> list[str]:
+    """Python of a page: its blocks, and calls of the libraries in lines."""
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    lines = re.findall(r"`[^`\n]*?((?:ddlr|nettrim)\.\w+\([^`\n]*\))`", text)
+    return [*blocks, *(line.replace("...", "") for line in lines)]
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """The commands of a page that have settings, each with these, but for values left open."""
+    found = []
+    joined = text.replace("\\\n", " ")
+    for module, rest in re.findall(r"python -m experiments\.(\w+) ([^`\n&#|]+)", joined):
+        words = [each for each in shlex.split(rest) if SETTING.match(each)]
+        if words:
+            found.append((module, words))
+    return found
+
+
+def refused(module: str, settings: list[str]) -> str | None:
+    """Why Hydra does not compose a command, or None. Of a sweep, its first values."""
+    config = "compress" if module == "status" else module
+    first = []
+    for each in OverridesParser.create().parse_overrides(settings):
+        value = next(each.sweep_string_iterator()) if each.is_sweep_override() else None
+        if each.key_or_group == "launcher":  # may not be installed; its file is there
+            path = Path(CONFIG_PATH) / f"launcher/{each.value()}.yaml"
+            if not path.is_file():
+                return f"{path.name} is not there"
+        elif not each.key_or_group.startswith("launcher."):
+            first.append(each.input_line if value is None else f"{each.key_or_group}={value}")
+    try:
+        with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+            compose(config, first)
+    except Exception as error:
+        return str(error)
+    return None
+
+
+def short(verdict: str) -> str:
+    """A verdict of claims.md in the words of the README."""
+    if verdict.startswith("does not hold"):
+        return "tie at best" if "tie" in verdict else "no"
+    return verdict
+
+
+def test_the_readme_gives_the_verdicts_of_the_claims():
+    claims = list(table_after(text_of(REPOSITORY / "results/claims.md"), "| claim |").values())
+    readme = list(table_after(text_of(PAGES[0]), "| claim of the abstract |").values())
+    assert readme[1:] == [[short(each) for each in row] for row in claims[1:]]
+    assert short("does not hold (a tie with refit)") == "tie at best"
+    assert short("holds with refit") == "holds with refit"
+
+
+def test_results_gives_the_verdicts_of_the_claims():
+    claims = table_after(text_of(REPOSITORY / "results/claims.md"), "| claim |")
+    assert table_after(text_of(RESULTS), "| claim |") == claims
+
+
+def test_sizes_are_those_of_the_table_and_upper_bounds_are_marked():
+    text = text_of(RESULTS)
+    assert wrong_sizes(text) == set()
+    assert wrong_sizes(text.replace("| 1.7 % (0.83)", "| 1.6 % (0.83)")) == {
+        "fewest weights, lenet5: 1.6 % (0.83)"
+    }
+    assert wrong_sizes(text.replace("at most 28.0 %", "28.0 %")) == {
+        "Net-Trim, fc_nettrim: 28.0 % (0.51)"
+    }
+
+
+def test_closed_forms_and_convex_programs_are_those_of_the_table():
+    text = text_of(RESULTS)
+    assert wrong_closed_forms(text) == set()
+    assert wrong_closed_forms(text.replace("| 14.0 %", "| 14.1 %")) == {"Net-Trim, lenet5: 14.1 %"}
+    assert wrong_closed_forms(
+        text.replace("| which one | activation-aware SVD", "| which one | magnitude")
+    ) == {"which one, lenet_300_100: magnitude"}
+
+
+def test_closed_forms_keep_less_where_the_readme_says_so():
+    networks = []
+    for model in NETWORKS:
+        closed = smallest(model, CLOSED_FORMS, 0.5, one_tolerance=True)
+        convex = [smallest(model, [each], 0.5, one_tolerance=True) for each in ("ddlr", "nettrim")]
+        certain = all(
+            EARLIER[each["method"]] != "at most " or not is_earlier(each) for each in convex
+        )
+        if certain and all(closed["fraction"] < each["fraction"] for each in convex):
+            networks.append(model)
+    assert networks == [each for each in NETWORKS if each != "fc_nettrim"]
+    assert "on four networks; on 784-300-1000-100-10 that is open" in prose(PAGES[0])
+
+
+def test_the_fewest_weights_are_the_least_of_the_tables_as_the_readme_says():
+    ours = [smallest(model, ["fewest_weights"], 1) for model in NETWORKS]
+    sizes = results("sizes")
+    others = [each for each in sizes["method"].unique() if each != "fewest_weights"]
+    for model, size in zip(NETWORKS, ours, strict=True):
+        assert size["fraction"] < smallest(model, others, 1)["fraction"]
+    shares = [100 * each["fraction"] for each in ours]
+    assert f"at most {min(shares):.1f} to {max(shares):.1f} %" in prose(PAGES[0])
+
+
+def test_pages_say_how_many_rows_are_of_earlier_code():
+    earlier = results("sweeps")["earlier"].fillna(False).astype(bool)
+    assert f"Earlier code made {100 * earlier.mean():.0f} % of the rows" in text_of(PAGES[0])
+    assert f"{earlier.sum()} of the {len(earlier)} rows" in prose(RESULTS)
+
+
+def test_what_cascade_raises_is_as_in_the_claims():
+    claims = text_of(REPOSITORY / "results/claims.md")
+    lines = [line for line in claims.splitlines() if "| cascade |" in line]
+    said = table_after(text_of(RESULTS), "| in cascade |")
+    for name, row in said.items():
+        if name != "in cascade":
+            (line,) = [each for each in lines if each.startswith((f"| {name} (", f"| {name} |"))]
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert row == [f"{cells[5]} %", cells[6], f"{cells[7]} %"]
+    assert len(said) == 5
+
+
+def test_what_the_gain_comes_from_is_as_in_the_ablation():
+    steps = results("ablation")
+    steps = steps[steps["largest_drop"] == 1]
+
+    def sizes(model: str) -> list[str]:
+        closed, selected = (
+            steps[(steps["model"] == model) & (steps["inputs"] == inputs)]
+            for inputs in ("all", "selected")
+        )
+        order = ["closed form", "rank search", "refit", "cascade"]
+        fractions = [
+            closed.set_index("step")["fraction"]["closed form"],
+            *selected.set_index("step")["fraction"][order],
+        ]
+        return [f"{100 * each:.1f}" for each in fractions]
+
+    mlp, conv = sizes("lenet_300_100"), sizes("lenet5")
+    said = prose(RESULTS)
+    assert f"keeps {mlp[0]} % of LeNet-300-100 on all inputs and {mlp[1]} % on selected" in said
+    assert f"(LeNet-5: {conv[0]} and {conv[1]} %)" in said
+    changed = "{}, {} and {} % (LeNet-5: {}, {} and {} %)".format(*mlp[2:], *conv[2:])
+    assert f"then change it to {changed}" in said
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_are_of_the_kind_that_is_checked(page):
+    assert not unchecked_links(text_of(page))
+
+
+def test_a_link_of_another_kind_is_found():
+    text = '[a](b.md "title") <img src="c.png">\n[d]: e.md\n[f](g.md)'
+    assert unchecked_links(text) == ['](b.md "', "<img ", "[d]: "]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keyword_arguments_are_there(page):
+    for code in calls(text_of(page)):
+        assert unknown_keywords(code) == set(), code
+
+
+def test_a_keyword_argument_that_is_not_there_is_found():
+    text = "`ddlr.compress(model, epsilon=1)` and `settings=ddlr.Settings(ridge=1)`"
+    assert [unknown_keywords(code) for code in calls(text)] == [{"epsilon"}, set()]
+    assert unknown_keywords("ddlr.compress(m, c, kept_fraction=0.1, goal=1)") == {"goal"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_of_commands_are_there(page):
+    for module, settings in commands(text_of(page)):
+        assert refused(module, settings) is None, (module, settings)
+
+
+def test_a_setting_that_is_not_there_is_found():
+    text = "`python -m experiments.compress -m method=ddlr,nettrim suit=convex launcher=local`"
+    ((module, settings),) = commands(text)
+    assert "suit" in refused(module, settings)
+    assert refused("compress", ["launcher=cloud"]) == "cloud.yaml is not there"
+    assert refused("compress", ["method=ddlr,nettrim", "launcher=slurm"]) is None
