@@ -473,7 +473,8 @@ def test_batches_change_nothing_in_a_refit_where_they_fit_together(classifier):
     options = {"relative_tolerance": 0.2, "refit": "network", "output": "classes"}
     one, other = (compress(classifier, each, **options) for each in (INPUTS, INPUTS.split(70)))
     for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+        # Products of another number of rows may be rounded otherwise, by where they lie in memory.
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
 # Held-out samples
