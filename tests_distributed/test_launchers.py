@@ -25,11 +25,16 @@ SWEEP = (
     "dataset=digits",
     "model=mlp_digits",
     "calibration_samples=300",
-    "method.tolerance=5e-2",
     "tracking=none",
 )
-GRID = ("method=ddlr,nettrim", "method.relative_tolerance=0.3,0.5")
-LONG_GRID = ("method=ddlr,nettrim", "method.relative_tolerance=0.1,0.15,0.2,0.25")
+GRID = ("method=ddlr,nettrim", "method.relative_tolerance=0.3,0.5", "method.tolerance=5e-2")
+# Each run takes all its iterations, so that one is under way whenever the sweep is looked at.
+LONG_GRID = (
+    "method=ddlr,nettrim",
+    "method.relative_tolerance=0.1,0.15,0.2,0.25",
+    "method.tolerance=1e-9",
+    "method.max_iterations=2000",
+)
 RUNS = 8
 # Far more than anything here takes.
 PATIENCE = 1800
