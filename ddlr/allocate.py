@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ddlr.captured import CapturedLayers
-from ddlr.goals import TOLERANCES, Option
+from ddlr.goals import TOLERANCES, Option, as_tolerances
 from ddlr.hooks import OutputError
 from ddlr.method import Method
 from ddlr.outputs import Output, check_outputs, divergence, network_outputs
@@ -112,7 +112,7 @@ def layer_options(
     solved : dict, optional
         As for `ddlr.walk.compress_layers`.
     """
-    settings = settings.in_parallel()
+    settings, tolerances = settings.in_parallel(), sorted(as_tolerances(tolerances))
     original = network_outputs(model, captured.batches)
     check_outputs(original, output)
     options = {}
@@ -121,7 +121,7 @@ def layer_options(
         alone = captured.only([layer.name])
         inputs, outputs = int(layer.live_in.sum()), int(layer.live_out.sum())
         tried = [Option(0.0, layer.weight.numel(), 0.0, parameters_per_output=inputs)]
-        for tolerance in sorted(tolerances):
+        for tolerance in tolerances:
             result = compress_layers(model, alone, method, tolerance, settings, solved=solved)
             [report] = result.layers
             if report.parameters_kept >= tried[-1].parameters:

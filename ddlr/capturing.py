@@ -5,6 +5,7 @@ whether anything but the layer's calls depends on its weights.
 """
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ddlr.trials import Trace, hooked, trace, traced_modules
 from ddlr.untouched import random_state_kept, untouched
 
 _CALIBRATION_BATCH = 1000
+_LIBRARIES = ("ddlr.", "nettrim.")
 _NOT_REPLACED = (
     "can not be replaced: something else reads its weight, or the model holds the layer where a "
     "copy can not put another (in a function, for instance)"
@@ -143,8 +145,16 @@ def _record(
         if layers is not None or not kept:
             can = f"; those that can be compressed are {list(kept)}" if kept else ""
             raise ValueError(f"{told}; leave such out of layers{can}")
-        warnings.warn(f"left as it is, and not compressed: {told}", stacklevel=5)
+        warnings.warn(f"left as it is, and not compressed: {told}", stacklevel=_level_of_caller())
     return kept, traces
+
+
+def _level_of_caller() -> int:
+    """The level of the stack, seen from the caller of this, that is outside the libraries."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _usable(recorded: dict[str, _Recorded]) -> dict[str, _Recorded]:

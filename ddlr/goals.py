@@ -1,7 +1,7 @@
 """Goals for a network: what is wanted of it, on which samples, and what it measures."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -116,8 +116,7 @@ class Goal:
             raise ValueError(f"{self.name} is measured on held-out samples; give them as held_out")
         if self.held_out is not None and not self.on_held_out:
             raise ValueError(f"held_out is for {' and '.join(ON_HELD_OUT)}, not for {self.name}")
-        for each in self.tolerances:
-            as_number(each, "tolerances")
+        object.__setattr__(self, "tolerances", as_tolerances(self.tolerances))
 
     @property
     def name(self) -> str:
@@ -158,6 +157,14 @@ def goal_of(values: Mapping[str, object]) -> Goal | None:
             )
     given = {name: value for name, value in values.items() if value is not None}
     return Goal(**given) if given else None
+
+
+def as_tolerances(tolerances: Iterable[float]) -> tuple[float, ...]:
+    """Tolerances that layers are tried at, as numbers of Python; there must be one at least."""
+    numbers = tuple(as_number(each, "tolerances") for each in tolerances)
+    if not numbers:
+        raise ValueError("tolerances is empty; it must have one number at least")
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,10 @@ def prune(
     Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse` with the bound
     ``relative_tolerance * ||its output||_F``, and replaced by an `nn.Linear` with that weight.
 
-    Parameters, return value and errors are those of `ddlr.compress`, but for `method`, and
+    Parameters, return value and errors are those of `ddlr.compress`, but for `method`. Beside them:
 
+    Parameters
+    ----------
     refit : {"none", "layer", "network"}
         "layer" moves each solved weight, on its support, to a smaller output error. See
         `nettrim.refit_sparse`. "network" then trains all nonzeros together towards the original

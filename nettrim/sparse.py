@@ -37,8 +37,10 @@ def solve_sparse(
     The sum of magnitudes stands in for the number of nonzeros. An iteration costs
     4 samples * in_features * out_features flops.
 
-    Parameters, return value and errors are those of `ddlr.solve_low_rank`, and
+    Parameters, return value and errors are those of `ddlr.solve_low_rank`. Beside them:
 
+    Parameters
+    ----------
     penalise_bias : bool
         Whether the bias is a column of W for an input of ones, as in Net-Trim's own code, and its
         magnitudes count in the objective.

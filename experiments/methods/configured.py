@@ -1,11 +1,13 @@
 """What the node `method` of a config says: a method, its options, and how it goes over layers."""
 
+from collections.abc import Callable
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 import ddlr
-from ddlr import CompressionResult, Goal, Settings
+from ddlr import CompressionResult, Goal, LayerReport, Settings
 from ddlr.captured import CapturedLayers
 from ddlr.method import Method, SolveCache
 from ddlr.walk import WalkSettings
@@ -20,7 +22,9 @@ def method_of(node: DictConfig) -> Method:
     return instantiate(own, _partial_=True)()  # called here: Hydra would wrap its errors
 
 
-def walk_of(node: DictConfig, *, workers: int = 1, solve_cache: SolveCache | None = None):
+def walk_of(
+    node: DictConfig, *, workers: int = 1, solve_cache: SolveCache | None = None
+) -> WalkSettings:
     """How each layer is compressed by itself, for `ddlr.allocate.layer_options`."""
     return WalkSettings(
         refit_layers=node.get("refit", "none") != "none",
@@ -44,7 +48,7 @@ def compress_as_configured(
     goal: Goal | None = None,
     workers: int = 1,
     solve_cache: SolveCache | None = None,
-    on_layer=None,
+    on_layer: Callable[[LayerReport], None] | None = None,
 ) -> CompressionResult:
     """Compress a network of logits of classes as a config says, or to a goal.
 

@@ -188,6 +188,8 @@ def test_what_can_not_be_met_is_said(network, captured, caplog):
             {"max_accuracy_drop": 1.0, "held_out": (torch.zeros(3, 64), torch.zeros(2))},
             "held_out has 3 inputs, but 2 labels",
         ),
+        ({"kept_fraction": 0.1, "tolerances": ()}, "tolerances is empty; it must have one"),
+        ({"kept_fraction": 0.1, "tolerances": (0.1, -1)}, "tolerances is -1"),
         ({"relative_tolerance": {"fc1": 0.1}}, "it must have a number for each of the layers"),
         (
             {"relative_tolerance": {"fc1": 0.1, "fc2": -1, "fc3": 0}},
@@ -329,3 +331,13 @@ def test_intervals_hold_what_other_samples_show(name, wanted, network, captured)
         outside += not low <= values[others].mean().item() <= high
     # 2 are to be expected of 99 %, and 14 if it were forgotten that the others scatter, too.
     assert outside <= 7
+
+
+def test_tolerances_may_be_read_once_alone(network, captured):
+    several = (0.1, 0.2, 0.4)
+    given, once = (
+        svd(network, captured, kept_fraction=0.5, tolerances=each)
+        for each in (several, (tolerance for tolerance in several))
+    )
+    assert given.goal == once.goal and given.goal.tried > 0
+    assert kept(once) < sum(layer.weight.numel() for layer in captured.layers)

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import ddlr
 import doors
+import nettrim
 from ddlr.layers import replace_layer
 
 INPUTS = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
@@ -448,6 +449,22 @@ def test_a_layer_that_can_not_be_replaced_is_left_with_a_warning_or_refused_by_n
     assert torch.equal(result.model.second.weight, model.second.weight)
     with pytest.raises(ValueError, match=r"layer 'second'.*can be compressed are \['first'\]"):
         METHODS[method](model, INPUTS, relative_tolerance=0.1, layers=["first", "second"])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: ddlr.compress(model, INPUTS, relative_tolerance=0.1),
+        lambda model: ddlr.compress(model, INPUTS, max_output_error=0.1, tolerances=[0.1]),
+        lambda model: nettrim.prune(model, INPUTS, relative_tolerance=0.1),
+        lambda model: ddlr.capture_layers(model, INPUTS),
+    ],
+    ids=["compress", "to a goal", "prune", "capture"],
+)
+def test_a_warning_points_at_the_line_of_the_caller(call):
+    with pytest.warns(UserWarning, match="left as it is") as warned:
+        call(tied_in_memory())
+    assert [each.filename for each in warned] == [__file__]
 
 
 def test_layers_that_share_a_weight_are_left_and_still_share_it():

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ddlr
 from ddlr import (
-    CapturedLayers,
     CentredInputs,
     ConvergenceError,
     SolverStatus,
@@ -23,23 +22,7 @@ from ddlr.layers import numerical_rank
 from ddlr.rank_search import RADIUS_SLACK
 from ddlr.reduced_rank import RIDGE
 from ddlr.sizes import fewest_stored
-from experiments.configuration import REPOSITORY
-from experiments.networks import mlp_digits
-from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
 from made_up import made_up_layer
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    model = mlp_digits()
-    path = checkpoint_path(REPOSITORY / "results/checkpoints", "mlp_digits", "digits", 0)
-    load_checkpoint(path, model, "")
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def captured(network, digits) -> CapturedLayers:
-    return ddlr.capture_layers(network, digits.calibration(300, seed=0))
 
 
 def normal(*shape: int, seed: int) -> Tensor:

@@ -10,11 +10,7 @@ from torch import nn
 
 import ddlr
 import doors
-from ddlr import CapturedLayers
 from doors import activation_svd, svd
-from experiments.configuration import REPOSITORY
-from experiments.networks import mlp_digits
-from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
 
 ROUNDING = 1 + 1e-5
 NUCLEAR = {"constraint": "hinge", "tolerance": 0.1}
@@ -24,19 +20,6 @@ METHODS = {
     "fewest_weights": functools.partial(doors.compress, method="fewest_weights", output="classes"),
     "nettrim": functools.partial(doors.prune, output="classes", **NUCLEAR),
 }
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    model = mlp_digits()
-    path = checkpoint_path(REPOSITORY / "results/checkpoints", "mlp_digits", "digits", 0)
-    load_checkpoint(path, model, "")
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def captured(network, digits) -> CapturedLayers:
-    return ddlr.capture_layers(network, digits.calibration(300, seed=0))
 
 
 @torch.no_grad()

@@ -9,27 +9,11 @@ from torch.nn import functional
 
 import ddlr
 import doors
-from ddlr import CapturedLayers, LowRankLinear, SolverStatus
+from ddlr import LowRankLinear, SolverStatus
 from ddlr.hooks import is_sole_consumer
 from ddlr.layers import numerical_rank
-from experiments.configuration import REPOSITORY
-from experiments.networks import mlp_digits
-from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
 
 WITHIN = 1 + 1e-3
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    model = mlp_digits()
-    path = checkpoint_path(REPOSITORY / "results/checkpoints", "mlp_digits", "digits", 0)
-    load_checkpoint(path, model, "")
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def captured(network, digits) -> CapturedLayers:
-    return ddlr.capture_layers(network, digits.calibration(300, seed=0))
 
 
 def used(weight: Tensor) -> Tensor:

@@ -1,0 +1,23 @@
+"""A network trained on digits, and what its layers saw, for tests that need no other."""
+
+import pytest
+from torch import nn
+
+import ddlr
+from ddlr import CapturedLayers
+from experiments.configuration import REPOSITORY
+from experiments.networks import mlp_digits
+from experiments.runs.checkpoints import checkpoint_path, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    model = mlp_digits()
+    path = checkpoint_path(REPOSITORY / "results/checkpoints", "mlp_digits", "digits", 0)
+    load_checkpoint(path, model, "")
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def captured(network, digits) -> CapturedLayers:
+    return ddlr.capture_layers(network, digits.calibration(300, seed=0))
