@@ -11,7 +11,6 @@ encodings are those that `ddlr.sizes` counts. All are exact.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,131 +19,125 @@ from torch import Tensor
 # What a further tensor costs in the header of a safetensors file, about.
 _HEADER_BYTES = 100
 _UNSIGNED = ((8, torch.uint8), (16, torch.uint16), (32, torch.uint32))
-_WHOLE = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-        *(torch.int8, torch.int16, torch.int32, torch.int64),
-    )
+_WHOLE = (
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
+
+# By encoding the parts that a tensor has in it.
+PARTS = {
+    "bitmap": ("values", "bitmap"),
+    "csr": ("values", "columns", "pointers"),
+    "marks": ("marks",),
+    "small": ("small",),
 }
 
-# The parts of an encoded tensor by what they are; one that stands as it is has the part "" alone.
-Parts = Mapping[str, Tensor]
 
+def encode(tensor: Tensor) -> tuple[str | None, dict[str, Tensor]]:
+    """The smallest form of a tensor: the encoding, None for as it is, and its parts.
 
-def encode(tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The smallest form of a tensor: its parts, and what `decode` must be told.
+    A tensor as it is has the part "" alone.
 
     Parameters
     ----------
     tensor : Tensor
         On the CPU, strided.
-
-    Returns
-    -------
-    parts : dict of str to Tensor
-    how : dict, or None
-        Plain values, as JSON has them; None where the tensor stands as it is.
     """
-    best: tuple[dict[str, Tensor], dict[str, Any] | None] = {"": tensor.contiguous()}, None
+    tried = [(None, {"": tensor.contiguous()})]
     if tensor.is_floating_point() and tensor.ndim:
-        tried = _sparse(tensor)
-    elif tensor.dtype in _WHOLE.values() and tensor.ndim:
-        tried = _whole(tensor)
-    else:
-        tried = []
-    return min([best, *tried], key=lambda each: _cost(*each))
+        tried += _sparse(tensor)
+    elif tensor.dtype in _WHOLE and tensor.ndim:
+        tried += _whole(tensor)
+    return min(tried, key=lambda each: _cost(*each))
 
 
-def _cost(parts: Parts, how: Mapping | None) -> int:
+def _cost(kind: str | None, parts: Mapping[str, Tensor]) -> int:
     stored = sum(each.numel() * each.element_size() for each in parts.values())
-    return stored + (0 if how is None else _HEADER_BYTES * len(parts))
+    return stored + (0 if kind is None else _HEADER_BYTES * len(parts))
 
 
-def _sparse(tensor: Tensor) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+def _sparse(tensor: Tensor) -> list[tuple[str, dict[str, Tensor]]]:
     matrix = tensor.reshape(_matrix_shape(tensor.shape))
     kept = matrix != 0
-    nonzeros, shape = int(kept.sum()), list(tensor.shape)
+    nonzeros = int(kept.sum())
     if nonzeros == matrix.numel():
         return []
     values = matrix[kept]
-    tried = [
-        ({"values": values, "bitmap": _bits(kept.flatten())}, {"kind": "bitmap", "shape": shape})
-    ]
+    tried = [("bitmap", {"values": values, "bitmap": _bits(kept.flatten())})]
     if 8 * nonzeros < matrix.numel():  # otherwise columns of a byte each take more than a bitmap
         begins = torch.cat([torch.zeros(1, dtype=torch.int64), kept.sum(dim=1).cumsum(0)])
-        columns = kept.nonzero()[:, 1]
-        places = {"columns": _smallest(columns), "pointers": _smallest(begins)}
-        tried.append(({"values": values, **places}, {"kind": "csr", "shape": shape}))
+        places = {"columns": _smallest(kept.nonzero()[:, 1]), "pointers": _smallest(begins)}
+        tried.append(("csr", {"values": values, **places}))
     return tried
 
 
-def _whole(tensor: Tensor) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+def _whole(tensor: Tensor) -> list[tuple[str, dict[str, Tensor]]]:
     wide = tensor.to(torch.int64)
     if not wide.numel() or int(wide.min()) < 0:
         return []
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    tried = [({"small": _smallest(wide)}, {"kind": "small", "dtype": dtype})]
+    tried = [("small", {"small": _smallest(wide)})]
     # At more bits than indices of four bytes have, a bitmap is not smaller.
     if wide.ndim == 1 and int(wide[-1]) < 32 * len(wide) and bool((wide.diff() > 0).all()):
         marks = torch.zeros(int(wide[-1]) + 1, dtype=torch.bool)
         marks[wide] = True
-        tried.append(({"marks": _bits(marks)}, {"kind": "marks", "dtype": dtype}))
+        tried.append(("marks", {"marks": _bits(marks)}))
     return tried
 
 
-def decode(how: Mapping[str, Any] | None, parts: Parts, expected: torch.Size) -> Tensor:
+def decode(kind: str | None, parts: Mapping[str, Tensor], expected: Tensor) -> Tensor:
     """The tensor that `encode` was given.
 
     Parameters
     ----------
-    how : mapping, or None
+    kind : str, optional
     parts : mapping of str to Tensor
-    expected : torch.Size
-        The shape that it must have, checked before memory is taken for it.
+    expected : Tensor
+        One of the shape that it must have, also on the meta device, and of its type if that is one
+        of whole numbers. The shape is checked before memory is taken for it.
 
     Raises
     ------
     ValueError
-        If these do not make a tensor of that shape; says why.
+        If these do not make such a tensor; says why.
     """
-    if how is None:
-        tensor = _part(parts, "")
-        _check(tensor.shape == expected, f"it has shape {tuple(tensor.shape)}", expected)
-        return tensor
-    kind = how.get("kind")
+    missing = set(PARTS[kind] if kind is not None else ("",)) - set(parts)
+    if missing:
+        raise ValueError(f"its part {min(missing)!r} is missing" if kind else "it is missing")
     if kind in ("bitmap", "csr"):
-        _check(how.get("shape") == list(expected), f"it has shape {how.get('shape')}", expected)
-        return _filled(kind, parts, expected)
-    if kind in ("marks", "small"):
-        dtype = _WHOLE.get(how.get("dtype"))
-        if dtype is None:
-            raise ValueError(f"it has the type {how.get('dtype')!r}, which is no whole number's")
-        marked = kind == "marks"
-        tensor = _marked(_part(parts, "marks")) if marked else _part(parts, "small")
-        _check(tensor.shape == expected, f"it has shape {tuple(tensor.shape)}", expected)
-        wide = tensor.to(torch.int64)
-        if wide.numel() and int(wide.max()) > torch.iinfo(dtype).max:
-            raise ValueError(f"it has numbers that do not fit {dtype}")
-        return wide.to(dtype)
-    raise ValueError(f"it has the encoding {kind!r}, which this version does not know")
+        return _filled(kind, parts, expected.shape)
+    if kind is None:
+        tensor = parts[""]
+    else:
+        tensor = _marked(parts["marks"]) if kind == "marks" else parts["small"]
+    if tensor.shape != expected.shape:
+        raise ValueError(
+            f"it has shape {tuple(tensor.shape)}, and should have {tuple(expected.shape)}"
+        )
+    if kind is None:
+        return tensor
+    wide = tensor.to(torch.int64)
+    if expected.dtype not in _WHOLE or int(wide.max()) > torch.iinfo(expected.dtype).max:
+        raise ValueError(f"it has whole numbers that do not fit {expected.dtype}")
+    return wide.to(expected.dtype)
 
 
-def _filled(kind: str, parts: Parts, shape: torch.Size) -> Tensor:
+def _filled(kind: str, parts: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
     rows, columns = _matrix_shape(shape)
-    values = _part(parts, "values")
+    values = parts["values"]
     if kind == "bitmap":
-        bitmap = _part(parts, "bitmap")
+        bitmap = parts["bitmap"]
         if bitmap.dtype != torch.uint8 or bitmap.shape != (math.ceil(rows * columns / 8),):
-            raise ValueError("its bitmap does not have one bit for each entry")
+            raise ValueError(
+                f"its bitmap does not have one bit for each entry of shape {tuple(shape)}"
+            )
         kept = _unpacked(bitmap, rows * columns).reshape(rows, columns)
         _check_count(values, int(kept.sum()))
         matrix = values.new_zeros(rows, columns)
         matrix[kept] = values
         return matrix.reshape(shape)
-    pointers, places = (_part(parts, each).to(torch.int64) for each in ("pointers", "columns"))
+    pointers, places = (parts[each].to(torch.int64) for each in ("pointers", "columns"))
     if pointers.shape != (rows + 1,) or int(pointers[0]) or bool((pointers.diff() < 0).any()):
-        raise ValueError("its row pointers do not ascend from 0")
+        raise ValueError(f"its row pointers do not ascend from 0 over {rows} rows")
     _check_count(values, int(pointers[-1]))
     if places.shape != values.shape or (len(places) and not 0 <= int(places.max()) < columns):
         raise ValueError("its columns are out of range")
@@ -156,20 +149,9 @@ def _filled(kind: str, parts: Parts, shape: torch.Size) -> Tensor:
     return matrix.reshape(shape)
 
 
-def _check(fits: bool, found: str, expected: torch.Size) -> None:
-    if not fits:
-        raise ValueError(f"{found}, and should have {tuple(expected)}")
-
-
 def _check_count(values: Tensor, count: int) -> None:
     if values.shape != (count,):
         raise ValueError(f"it has values of shape {tuple(values.shape)} for {count} entries")
-
-
-def _part(parts: Parts, name: str) -> Tensor:
-    if name not in parts:
-        raise ValueError(f"its part {name!r} is missing" if name else "it is missing")
-    return parts[name]
 
 
 def _matrix_shape(shape: torch.Size) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ddlr.encoding import decode, encode
+from ddlr.encoding import PARTS, decode, encode
 from ddlr.identity import copied
 from ddlr.layers import compact as compacted
 from ddlr.result import CompressionResult
@@ -101,14 +101,14 @@ def save(
         state = model.state_dict(keep_vars=True)
     tied = _tied(state)
     tensors: dict[str, Tensor] = {}
-    encodings: dict[str, Any] = {}
+    encodings: dict[str, str] = {}
     for name, tensor in state.items():
         if name in tied:
             continue
-        parts, how = encode(tensor.detach().cpu())
+        kind, parts = encode(tensor.detach().cpu())
         tensors |= {_part_name(name, part): each for part, each in parts.items()}
-        if how is not None:
-            encodings[name] = {**how, "parts": list(parts)}
+        if kind is not None:
+            encodings[name] = kind
     contents = {
         "library_version": _library_version(),
         "modules": structure_of(model),
@@ -249,7 +249,7 @@ def load(path: str | os.PathLike, model: nn.Module | None = None) -> nn.Module:
             loaded = fitted(copied(model), structure)
         state = _state(loaded, contents, tensors)
         loaded.load_state_dict({name: each.to(device) for name, each in state.items()}, assign=True)
-        _tie(loaded, contents["tied"])
+        _tie(loaded, contents["tied"], set(state))
         _check_complete(loaded)
         check_values(loaded)
     return loaded.eval()
@@ -322,36 +322,34 @@ def _state(
     state: dict[str, Tensor] = {}
     for name, expected in model.state_dict(keep_vars=True).items():
         source = tied.get(name, name)
-        if source not in state or source == name:
-            how = encodings.get(source)
-            names = {part: _part_name(source, part) for part in (how["parts"] if how else [""])}
-            unused -= set(names.values())
-            parts = {part: tensors[full] for part, full in names.items() if full in tensors}
-            try:
-                state[source] = decode(how, parts, expected.shape)
-            except ValueError as error:
-                raise ValueError(f"tensor {name!r}: {error}") from error
-        tensor = state[source]
-        if tensor.shape != expected.shape:
+        kind = encodings.get(source)
+        if kind not in (None, *PARTS):
+            raise ValueError(f"tensor {name!r}: this version does not know the encoding {kind!r}")
+        names = {part: _part_name(source, part) for part in PARTS.get(kind, ("",))}
+        unused -= set(names.values())
+        parts = {part: tensors[full] for part, full in names.items() if full in tensors}
+        try:
+            state[name] = decode(kind, parts, expected)
+        except ValueError as error:
+            raise ValueError(f"tensor {name!r}: {error}") from error
+        if state[name].is_floating_point() != expected.is_floating_point():
             raise ValueError(
-                f"tensor {name!r}: it has shape {tuple(tensor.shape)}, and should have "
-                f"{tuple(expected.shape)}"
+                f"tensor {name!r}: it has {state[name].dtype} in place of {expected.dtype}"
             )
-        if tensor.is_floating_point() != expected.is_floating_point():
-            raise ValueError(f"tensor {name!r}: it has {tensor.dtype} in place of {expected.dtype}")
-        state[name] = tensor
     if unused:
         raise ValueError(f"tensor {min(unused)!r}: the network has no place for it")
     return state
 
 
-def _tie(model: nn.Module, tied: Mapping[str, str]) -> None:
+def _tie(model: nn.Module, tied: Mapping[str, str], names: set[str]) -> None:
+    """Make tensors of a network one again; `names` are those of its state."""
     for name, source in tied.items():
-        tensors = []
-        for each in (name, source):
-            holder, _, last = each.rpartition(".")
-            tensors.append((model.get_submodule(holder), last))
-        (module, last), (other, its_last) = tensors
+        if name not in names or source not in names:
+            raise ValueError(f"tensor {name!r} is tied to {source!r}, and these are not both there")
+        (module, last), (other, its_last) = (
+            (model.get_submodule(each.rpartition(".")[0]), each.rpartition(".")[2])
+            for each in (name, source)
+        )
         setattr(module, last, getattr(other, its_last))
 
 

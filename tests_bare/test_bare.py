@@ -17,7 +17,7 @@ from torch import nn
 import ddlr
 import nettrim
 
-DECLARED = {"torch", "numpy"}
+DECLARED = {"torch", "numpy", "safetensors"}
 OF_THE_ENVIRONMENT = {"pip", "setuptools", "wheel"}
 OF_EXPERIMENTS = (
     "cvxpy",
