@@ -4,6 +4,7 @@ from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
 from ddlr.compression import compress
+from ddlr.export import to_onnx
 from ddlr.files import load, save
 from ddlr.goals import Goal
 from ddlr.hooks import capture
@@ -57,4 +58,5 @@ __all__ = [
     "refit_network",
     "save",
     "solve_low_rank",
+    "to_onnx",
 ]
