@@ -147,7 +147,7 @@ class OfFour(nn.Module):
 
 
 def test_a_network_for_one_number_of_samples_is_refused_or_fixed(path):
-    with pytest.raises(RuntimeError, match="OfFour can not be .*say dynamic_batch=False"):
+    with pytest.raises(RuntimeError, match=r"OfFour can not be .*say dynamic_batch=False"):
         ddlr.to_onnx(OfFour(), torch.rand(4, 3), path)
     assert list(path.parent.iterdir()) == []
     ddlr.to_onnx(OfFour(), torch.rand(4, 3), path, dynamic_batch=False)
