@@ -1,7 +1,11 @@
 """A compressed network comes back from its file as it was, and from a damaged file not at all."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
@@ -346,3 +350,15 @@ def test_deep_contents_are_refused(path):
     save_file(tensors, path, metadata)
     with pytest.raises(ValueError, match=rf"{path}: "):
         ddlr.load(path)
+
+
+def test_twelve_lines_train_compress_save_load_and_export(tmp_path):
+    """The script compares another process with its own network; here ONNX with what was saved."""
+    script = Path(__file__).with_name("digits_as_files.py")
+    lines = [each for each in script.read_text().splitlines() if each and each[0] != "#"]
+    assert len(lines) <= 12
+    subprocess.run([sys.executable, script], cwd=tmp_path, check=True)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    found = torch.from_numpy(session.run(None, {"input": torch.eye(64).numpy()})[0])
+    loaded = ddlr.load(tmp_path / "small.safetensors")(torch.eye(64))
+    assert torch.allclose(found, loaded, atol=1e-4) and loaded.std() > 0.1
