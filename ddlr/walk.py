@@ -20,6 +20,7 @@ from ddlr.cascade import (
     with_routes,
 )
 from ddlr.identity import copied, is_plain
+from ddlr.latency import Latency
 from ddlr.layers import replace_layer, store_linear
 from ddlr.measure import MeasuredLayer, measured_layer
 from ddlr.method import LayerProblem, Method, SolveCache, solve_problem
@@ -42,6 +43,7 @@ class WalkSettings:
     cascade_bound: str = "tolerance"
     workers: int = 1
     raise_on_failure: bool = True
+    break_even: Latency | None = None  # the rule by which a smaller layer is kept; always if None
     solve_cache: SolveCache | None = None
 
     @property
@@ -141,7 +143,7 @@ def compress_layers(
         behind |= settings.order == "cascade" and result is not None
         result = _checked(layer.name, result, settings.raise_on_failure)
         original = compressed.get_submodule(layer.name)
-        replacement = _stored(original, layer, result, method)
+        replacement = _stored(original, layer, result, method, settings.break_even)
         stored = replacement
         if replacement is original and not is_plain(original):
             stored = _whole(original, layer)
@@ -312,23 +314,33 @@ def check_tolerances(relative_tolerance: float | Mapping[str, float]) -> None:
 
 
 def _stored(
-    original: nn.Linear, captured: CapturedLayer, solved: SolverResult | None, method: Method
+    original: nn.Linear,
+    captured: CapturedLayer,
+    solved: SolverResult | None,
+    method: Method,
+    break_even: Latency | None,
 ) -> nn.Module:
-    """The layer that takes the original's place: the solved one where that is smaller."""
+    """The layer that takes the original's place: the solved one where that pays."""
     if solved is None and not captured.dropped:
         return original
     live_in, live_out = captured.live_in, captured.live_out
+    like = next(original.parameters())
     layer = None
     if solved is not None:
         bias = _embed(solved.bias[:, None], live_out)[:, 0]
         layer = method.store(_embed(solved.weight, live_out, live_in), bias)
-    like = next(original.parameters())
-    if layer is None:
-        layer = copy.deepcopy(original) if is_plain(original) else _whole(original, captured)
-        with torch.no_grad():
-            layer.weight.mul_(live_out[:, None] & live_in)
-            if layer.bias is not None:
-                layer.bias.mul_(live_out)
+    if layer is not None:
+        layer = layer.to(like)
+        if break_even is None:
+            return layer
+        dense = original if is_plain(original) else _whole(original, captured)
+        if break_even.keeps(layer, dense, captured.inputs):
+            return layer
+    layer = copy.deepcopy(original) if is_plain(original) else _whole(original, captured)
+    with torch.no_grad():
+        layer.weight.mul_(live_out[:, None] & live_in)
+        if layer.bias is not None:
+            layer.bias.mul_(live_out)
     return layer.to(like)
 
 

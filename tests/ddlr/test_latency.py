@@ -7,6 +7,7 @@ from torch import nn
 from ddlr import latency
 from ddlr.latency import Latency, as_rule, fastest_times, rows_of
 from ddlr.layers import LowRankLinear, store_linear
+from doors import activation_svd, compress, magnitude, prune
 
 
 class Clock:
@@ -148,3 +149,52 @@ def test_the_words_of_the_setting():
     assert as_rule(rule) is rule
     with pytest.raises(ValueError, match="break_even is 'speed'; choose one of"):
         as_rule("speed")
+
+
+class Told(Latency):
+    """A rule that is told what to keep, and remembers what it was asked."""
+
+    def __new__(cls, answers):
+        return super().__new__(cls)
+
+    def __init__(self, answers):
+        super().__init__()
+        object.__setattr__(self, "answers", answers)
+        object.__setattr__(self, "asked", [])
+
+    def keeps(self, layer, dense, inputs):
+        self.asked.append((type(layer), tuple(dense.weight.shape), len(inputs)))
+        return self.answers[len(self.asked) - 1]
+
+
+@pytest.mark.parametrize("method", [compress, activation_svd, prune, magnitude])
+def test_a_layer_that_is_not_faster_stays_as_it_was_by_every_method(network, digits, method):
+    calibration = digits.calibration(200, seed=0)
+    by_size = method(network, calibration, relative_tolerance=0.3)
+    rule = Told([True, False, True])
+    result = method(network, calibration, relative_tolerance=0.3, break_even=rule)
+    assert [shape for _, shape, _ in rule.asked] == [(48, 64), (32, 48), (10, 32)]
+    assert {rows for *_, rows in rule.asked} == {200}
+    for index, name in enumerate(("fc1", "fc2", "fc3")):
+        kept = (by_size.model if rule.answers[index] else network).get_submodule(name)
+        layer = result.model.get_submodule(name)
+        # Dead weights are zero: on dark pixels, and of what a pruned neighbour does not read.
+        live = (layer.weight != 0) & (kept.weight != 0)
+        assert live.double().mean() > 0.1
+        assert torch.equal(layer.weight[live], kept.weight[live])
+        assert type(layer) is type(kept)
+    errors = [layer.relative_error for layer in result.layers]
+    assert errors[1] <= 1e-6 < errors[0]
+
+
+def test_parameters_alone_count_unless_asked_for(network, digits, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(latency, "fastest_times", refuse)
+    calibration = digits.calibration(200, seed=0)
+    compress(network, calibration, relative_tolerance=0.3)
+    with pytest.raises(AssertionError, match="timed"):
+        compress(network, calibration, relative_tolerance=0.3, break_even="latency")
+    with pytest.raises(ValueError, match="break_even is 'time'"):
+        compress(network, calibration, relative_tolerance=0.3, break_even="time")
