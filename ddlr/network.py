@@ -12,6 +12,7 @@ from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers, capture_lazily
 from ddlr.goal_search import compress_to_goal
 from ddlr.goals import GOALS, Goal
+from ddlr.latency import Latency, as_rule
 from ddlr.method import Method, SolveCache
 from ddlr.network_refit import refit_if_asked
 from ddlr.outputs import Output, check_output, check_trainable
@@ -49,6 +50,11 @@ class Settings:
     raise_on_failure : bool
         Whether a solve that does not converge raises; otherwise it is used as it is, and its status
         is in the report.
+    break_even : {"parameters", "latency"} or ddlr.latency.Latency
+        When a layer is kept in its compressed form. "parameters": where a low-rank one has fewer of
+        them; deterministic. "latency": where it has fewer, and is measured to be faster than the
+        dense layer at batches of 1 and of 256, on this machine, by whatever method; otherwise the
+        original weight stays. A `ddlr.latency.Latency` has other batch sizes.
     solve_cache : callable
         Called as ``cache(function, *arguments, **keywords)`` for each solve and each refit of a
         layer; it may answer with what it knows of an equal call.
@@ -63,6 +69,7 @@ class Settings:
     activations: Mapping[str, str] | None = None
     workers: int = 1
     raise_on_failure: bool = True
+    break_even: str | Latency = "parameters"
     solve_cache: SolveCache | None = None
     memory_limit: int | None = None
     max_samples: int | None = None
@@ -112,6 +119,7 @@ def compress_network(
         cascade_bound=settings.cascade_bound,
         workers=settings.workers,
         raise_on_failure=settings.raise_on_failure,
+        break_even=as_rule(settings.break_even),
         solve_cache=settings.solve_cache,
     )
     walk.check(method)

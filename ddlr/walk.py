@@ -19,6 +19,7 @@ from ddlr.cascade import (
     with_routes,
 )
 from ddlr.identity import copied
+from ddlr.latency import Latency
 from ddlr.layers import FORMS, replace_layer, store_linear
 from ddlr.linear_maps import as_layer, kind_of
 from ddlr.measure import MeasuredLayer, measured_layer
@@ -43,6 +44,7 @@ class WalkSettings:
     cascade_bound: str = "tolerance"
     workers: int = 1
     raise_on_failure: bool = True
+    break_even: Latency | None = None  # the rule by which a smaller layer is kept; always if None
     solve_cache: SolveCache | None = None
 
     @property
@@ -142,7 +144,7 @@ def compress_layers(
         behind |= settings.order == "cascade" and result is not None
         result = _checked(layer.name, result, settings.raise_on_failure)
         original = compressed.get_submodule(layer.name)
-        stored = _stored(original, layer, result, method)
+        stored = _stored(original, layer, result, method, settings.break_even)
         if stored is not None:
             replacement = kind_of(original).wrapped(original, stored)
             compressed = replace_layer(compressed, layer.name, replacement)
@@ -315,9 +317,13 @@ def check_tolerances(relative_tolerance: float | Mapping[str, float]) -> None:
 
 
 def _stored(
-    original: nn.Module, captured: CapturedLayer, solved: SolverResult | None, method: Method
+    original: nn.Module,
+    captured: CapturedLayer,
+    solved: SolverResult | None,
+    method: Method,
+    break_even: Latency | None,
 ) -> nn.Module | None:
-    """The layer that takes the original's place, or None where the original is smaller.
+    """The layer that takes the original's place, or None where that does not pay.
 
     Of the original, what is not live is set to zero once the layer is to be compressed.
     """
@@ -329,12 +335,13 @@ def _stored(
     if solved is not None:
         bias = _embed(solved.bias[:, None], live_out)[:, 0]
         layer = method.store(_embed(solved.weight, live_out, live_in), bias)
-    kind = kind_of(original)
+    whole = _as_it_is(original, captured)
     if layer is not None and not _is_larger(layer, original):
-        return layer.to(like)
+        layer = layer.to(like)
+        if break_even is None or break_even.keeps(layer, whole, captured.inputs):
+            return layer
     if isinstance(original, FORMS):
         return None
-    whole = kind.as_layer(original) if kind.is_plain(original) else _whole(original, captured)
     weight = whole.weight.detach() * (live_out[:, None] & live_in)
     bias = None if whole.bias is None else whole.bias.detach() * live_out
     return store_linear(weight, bias).to(like)
