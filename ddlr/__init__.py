@@ -3,12 +3,13 @@
 from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
+from ddlr.compacting import compact
 from ddlr.compression import compress
 from ddlr.goals import Goal
 from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
-from ddlr.layers import LowRankLinear, SelectedLinear, compact
+from ddlr.layers import LowRankLinear, PivotedLinear, SelectedLinear, SparseLinear
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import Method
 from ddlr.network import Settings, compress_network
@@ -37,10 +38,12 @@ __all__ = [
     "LayerReport",
     "LowRankLinear",
     "Method",
+    "PivotedLinear",
     "SelectedLinear",
     "Settings",
     "SolverResult",
     "SolverStatus",
+    "SparseLinear",
     "WarmStart",
     "capture",
     "capture_layers",
