@@ -223,5 +223,6 @@ FEWEST_WEIGHTS = Method(
     refit_options={"ridge": RIDGE},
     store=store_selected,
     drops_unread=True,
+    on_patches=LOWEST_RANK,  # a kernel holds weights for all places of a patch
 )
 METHODS = {each.name: each for each in (NUCLEAR, LOWEST_RANK, FEWEST_WEIGHTS)}
