@@ -4,6 +4,7 @@ from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
 from ddlr.compression import compress
+from ddlr.convolutions import LowRankConvolution
 from ddlr.export import to_onnx
 from ddlr.files import load, save
 from ddlr.goals import Goal
@@ -37,6 +38,7 @@ __all__ = [
     "Goal",
     "GoalReport",
     "LayerReport",
+    "LowRankConvolution",
     "LowRankLinear",
     "Method",
     "SelectedLinear",

@@ -24,7 +24,7 @@ PATCHES_PER_INPUT = 4
 
 _SUPPORTED = (nn.Conv1d, nn.Conv2d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 # TF32, which torch lets convolutions on a GPU round their inputs to, has 10 bits.
 _TF32_WITHIN = 1e-2
 
@@ -73,7 +73,7 @@ class LowRankConvolution(nn.Sequential):
             )
         self.in_channels, self.out_channels, self.rank = in_channels, out_channels, rank
         self.groups = 1
-        for name in _GEOMETRY:
+        for name in GEOMETRY:
             setattr(self, name, getattr(self[0], name))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -126,9 +126,7 @@ class Convolution(LinearMap):
         if not isinstance(module, _SUPPORTED):
             return f"is a {type(module).__name__}, of which no patches are made"
         if module.groups > 1:
-            return (
-                f"is a {type(module).__name__} with {module.groups} groups, each a map of its own"
-            )
+            return f"is a {type(module).__name__} of {module.groups} groups, each a map of its own"
         return ""
 
     def features(self, module: nn.Module) -> tuple[int, int]:
@@ -157,7 +155,7 @@ class Convolution(LinearMap):
         return max(within, _TF32_WITHIN) if rounded else within
 
     def about_inputs(self, module: nn.Module) -> tuple:
-        return tuple(getattr(module, name) for name in _GEOMETRY)
+        return tuple(getattr(module, name) for name in GEOMETRY)
 
     def most_rows(self, module: nn.Module) -> int | None:
         return max(MOST_PATCHES, PATCHES_PER_INPUT * self.features(module)[0])
@@ -240,13 +238,13 @@ def convolution_of(like: nn.Module, layer: nn.Module) -> nn.Module:
     TypeError
         If it is a layer of another form.
     """
-    geometry = {name: getattr(like, name) for name in _GEOMETRY}
+    geometry = {name: getattr(like, name) for name in GEOMETRY}
     kernel = (like.in_channels, *like.kernel_size)
     factory = {"dtype": layer.weight.dtype, "device": layer.weight.device}
     if type(layer) is LowRankLinear:
         with random_state_kept():  # the initial values are overwritten
             made = LowRankConvolution(
-                like.in_channels, like.out_channels, layer.rank, **geometry, **factory
+                like.in_channels, layer.out_features, layer.rank, **geometry, **factory
             )
         made[0].weight.copy_(layer[0].weight.unflatten(1, kernel))
         made[1].weight.copy_(layer[1].weight.reshape(made[1].weight.shape))
@@ -260,7 +258,7 @@ def convolution_of(like: nn.Module, layer: nn.Module) -> nn.Module:
     made = nn.utils.skip_init(
         _SUPPORTED[len(like.kernel_size) - 1],
         like.in_channels,
-        like.out_channels,
+        layer.out_features,
         bias=layer.bias is not None,
         **geometry,
         **factory,
