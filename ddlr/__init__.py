@@ -5,6 +5,7 @@ from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
 from ddlr.compacting import compact
 from ddlr.compression import compress
+from ddlr.convolutions import LowRankConvolution
 from ddlr.export import to_onnx
 from ddlr.files import load, save
 from ddlr.goals import Goal
@@ -42,6 +43,7 @@ __all__ = [
     "GoalReport",
     "Latency",
     "LayerReport",
+    "LowRankConvolution",
     "LowRankLinear",
     "Method",
     "PivotedLinear",

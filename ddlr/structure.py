@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddlr.convolutions import GEOMETRY, LowRankConvolution
 from ddlr.identity import is_plain
 from ddlr.layers import (
     LowRankLinear,
@@ -65,6 +66,23 @@ def _pivoted_arguments(layer: PivotedLinear) -> dict[str, Any]:
     return {**_low_rank_arguments(layer), "bias": layer.bias is not None}
 
 
+def _convolution_arguments(layer: LowRankConvolution) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "rank", *GEOMETRY)
+    values = {name: getattr(layer, name) for name in names}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
+
+
+def _make_convolution(**arguments: Any) -> LowRankConvolution:
+    return LowRankConvolution(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in arguments.items()
+        }
+    )
+
+
 def _selected_arguments(layer: SelectedLinear) -> dict[str, Any]:
     return {
         "in_features": layer.in_features,
@@ -94,11 +112,14 @@ def _make_selected(
     return SelectedLinear(made(layer), *kept, torch.empty(out_features) if whole_bias else None)
 
 
+# Classes whose modules compression replaces by others of the same class, which have a bias.
+_COMPRESSED = ("Linear", "Conv1d", "Conv2d")
 FORMS = {
     form.made.__name__: form
     for form in (
         Form(LowRankLinear, _low_rank_arguments, LowRankLinear),
         Form(PivotedLinear, _pivoted_arguments, PivotedLinear),
+        Form(LowRankConvolution, _convolution_arguments, _make_convolution),
         Form(SelectedLinear, _selected_arguments, _make_selected),
     )
 }
@@ -274,12 +295,12 @@ def _is_replacement(name: str, entry: Entry, structure: Structure, old: nn.Modul
         word, arguments = entry.get("class"), entry.get("arguments")
         if word == type(old).__name__:
             mine = plain_arguments(old)
-            computed = word == "Linear" and not (entry.get("altered") or is_plain(old))
+            computed = word in _COMPRESSED and not (entry.get("altered") or is_plain(old))
             if arguments is None or mine is None or (mine == arguments and not computed):
                 return False
             given = {each: arguments.get(each) for each in {*mine, *arguments}}
             wrong = {each for each, value in given.items() if mine.get(each) != value}
-            if word != "Linear" or not wrong <= {"bias"}:
+            if word not in _COMPRESSED or not wrong <= {"bias"}:
                 raise ValueError(
                     f"{_called(name)} is a {word} with {_said(arguments, wrong)} in the file, and "
                     f"with {_said(mine, wrong)} in the model"
@@ -312,7 +333,7 @@ def _geometry(layer: nn.Module) -> str | None:
     parts = list(layer) if isinstance(layer, nn.Sequential) else [layer]
     if not parts or not all(type(each) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) for each in parts):
         return None
-    if any(isinstance(each.padding, str) for each in parts) and len(parts) > 1:
+    if any(isinstance(each.padding, str) for each in parts[1:]):
         return None
     return _window(parts)
 

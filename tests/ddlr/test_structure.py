@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ddlr
-from ddlr import LowRankLinear, SelectedLinear
+from ddlr import LowRankConvolution, LowRankLinear, SelectedLinear
 from ddlr.structure import FORMS, fitted, network_of, structure_of
 
 
@@ -41,6 +41,10 @@ NETWORKS = {
     "selected": nn.Sequential(selected(nn.Linear(2, 3, bias=False)), nn.ReLU()),
     "selected low rank": nn.Sequential(selected(LowRankLinear(2, 3, 1)), nn.ReLU()),
     "nested": nn.Sequential(nn.Sequential(LowRankLinear(4, 6, 2)), nn.Tanh()),
+    "low-rank convolution": nn.Sequential(
+        LowRankConvolution(3, 8, 2, (3, 5), stride=(2, 1), padding=(1, 0), padding_mode="reflect"),
+        nn.ReLU(),
+    ),
     "convolutions": nn.Sequential(conv_pair(), nn.ReLU()),
 }
 
