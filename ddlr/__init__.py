@@ -3,15 +3,17 @@
 from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
+from ddlr.compacting import compact
 from ddlr.compression import compress
-from ddlr.convolutions import LowRankConvolution
+from ddlr.convolution_forms import LowRankConvolution, PivotedConvolution
 from ddlr.export import to_onnx
 from ddlr.files import load, save
 from ddlr.goals import Goal
 from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
-from ddlr.layers import LowRankLinear, SelectedLinear, compact
+from ddlr.latency import Latency
+from ddlr.layers import LowRankLinear, PivotedLinear, SelectedLinear, SparseLinear
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import Method
 from ddlr.network import Settings, compress_network
@@ -25,6 +27,8 @@ from ddlr.result import (
     ConvergenceError,
     GoalReport,
     LayerReport,
+    SkippedStatus,
+    SkippedWeights,
     SolverResult,
     SolverStatus,
 )
@@ -37,14 +41,20 @@ __all__ = [
     "ConvergenceError",
     "Goal",
     "GoalReport",
+    "Latency",
     "LayerReport",
     "LowRankConvolution",
     "LowRankLinear",
     "Method",
+    "PivotedConvolution",
+    "PivotedLinear",
     "SelectedLinear",
     "Settings",
+    "SkippedStatus",
+    "SkippedWeights",
     "SolverResult",
     "SolverStatus",
+    "SparseLinear",
     "WarmStart",
     "capture",
     "capture_layers",

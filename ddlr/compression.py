@@ -185,7 +185,7 @@ def refit_rank(
 
 
 def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
-    """Factorise a weight, or None where the factors would not be smaller than its live part."""
+    """Factorise a weight, or None where it has full rank on the rows and columns that are live."""
     live_out, live_in = (weight != 0).any(dim=1), (weight != 0).any(dim=0)
     if weight.any() and not saves_weights(
         numerical_rank(weight), int(live_in.sum()), int(live_out.sum())
@@ -195,7 +195,7 @@ def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
 
 
 def store_selected(weight: Tensor, bias: Tensor) -> nn.Module:
-    """As `store_low_rank`, but dense on the inputs that are used where factors are larger."""
+    """As `store_low_rank`, but dense on the inputs that are used where it has full rank there."""
     return store_low_rank(weight, bias) or store_linear(weight, bias)
 
 

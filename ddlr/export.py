@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ddlr.compacting import without_sparse_layers
 from ddlr.identity import copied
 from ddlr.result import CompressionResult
 
@@ -70,7 +71,7 @@ def to_onnx(
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if isinstance(example, Mapping):
         example = dict(example)  # also what tokenisers give
-    called = _Called(copied(model).cpu(), example, forward).eval()
+    called = _Called(without_sparse_layers(copied(model)).cpu(), example, forward).eval()
     tensors = called.tensors(example)
     samples = len(tensors[0]) if tensors[0].ndim else 1
     batched = [dynamic_batch and each.ndim > 0 and len(each) == samples for each in tensors]
