@@ -5,7 +5,7 @@ from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
 from ddlr.compacting import compact
 from ddlr.compression import compress
-from ddlr.convolutions import LowRankConvolution
+from ddlr.convolution_forms import LowRankConvolution, PivotedConvolution
 from ddlr.export import to_onnx
 from ddlr.files import load, save
 from ddlr.goals import Goal
@@ -46,6 +46,7 @@ __all__ = [
     "LowRankConvolution",
     "LowRankLinear",
     "Method",
+    "PivotedConvolution",
     "PivotedLinear",
     "SelectedLinear",
     "Settings",

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ddlr.identity import copied, is_plain
+from ddlr.convolution_forms import LowRankConvolution, PivotedConvolution
+from ddlr.identity import copied, is_plain, shares_with
 from ddlr.layers import (
     LowRankLinear,
     PivotedLinear,
@@ -32,7 +33,8 @@ def compact(model: nn.Module, *, run_sparse: bool = True) -> nn.Module:
     weight with zeros. In the copy, which is smaller in memory and on disk and takes fewer
     operations,
 
-    - a layer of low rank is a `PivotedLinear`, of fewer weights than its factors;
+    - a layer of low rank is a `PivotedLinear`, of fewer weights than its factors, and a convolution
+      a `PivotedConvolution`;
     - a layer that keeps less than 15 % of its weights is a `SparseLinear`, where that is smaller
       than an array. Above that the product of a sparse matrix may be slower than a dense one;
     - weights of inputs and outputs that are left out are not stored: `SelectedLinear`.
@@ -47,13 +49,22 @@ def compact(model: nn.Module, *, run_sparse: bool = True) -> nn.Module:
         Whether a layer may become a `SparseLinear`.
     """
     model = copied(model)
+    convolutions = {
+        name: layer for name, layer in model.named_modules() if type(layer) is LowRankConvolution
+    }
+    for name, layer in convolutions.items():
+        if layer.rank and not shares_with(model, layer) and all(map(is_plain, layer)):
+            model = replace_layer(model, name, PivotedConvolution.of(layer))
     layers = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | StoredForm)
     }
     for name, layer in layers.items():
-        around = layers.get(name.rpartition(".")[0]) if name else None
+        holder = name.rpartition(".")[0]
+        around = layers.get(holder) if name else None
+        if name and isinstance(model.get_submodule(holder), PivotedConvolution):
+            continue
         if around is not None and not isinstance(around, SelectedLinear):
             continue  # a part, which goes with its layer
         if _can_change(model, layer):

@@ -11,13 +11,19 @@ deviation from its mean, and this one 31 to 40 %, on the convolutions behind the
 """
 
 import math
-import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddlr.convolution_forms import (
+    GEOMETRY,
+    WITHOUT_GROUPS,
+    LowRankConvolution,
+    PivotedConvolution,
+    margins_of,
+    span,
+)
 from ddlr.fully_connected import LinearMap
 from ddlr.layers import LowRankLinear, store_linear
 from ddlr.untouched import random_state_kept
@@ -27,92 +33,9 @@ from ddlr.untouched import random_state_kept
 MOST_PATCHES = 10_000
 PATCHES_PER_INPUT = 4
 
-_SUPPORTED = (nn.Conv1d, nn.Conv2d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 # TF32, which torch lets convolutions on a GPU round their inputs to, has 10 bits.
 _TF32_WITHIN = 1e-2
-
-
-class LowRankConvolution(nn.Sequential):
-    """A convolution of given rank: one to `rank` channels without bias, then one of 1 x 1.
-
-    Parameters
-    ----------
-    in_channels, out_channels, rank : int
-        Rank 0 is allowed, and leaves only the bias.
-    kernel_size : sequence of int
-        One number for sequences (`nn.Conv1d`), two for images (`nn.Conv2d`).
-    stride, padding, dilation, padding_mode : optional
-        Of the first convolution, as torch takes them.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        rank: int,
-        kernel_size: tuple[int, ...],
-        *,
-        stride: int | tuple[int, ...] = 1,
-        padding: int | str | tuple[int, ...] = 0,
-        dilation: int | tuple[int, ...] = 1,
-        padding_mode: str = "zeros",
-        **factory: Any,
-    ):
-        kind = _SUPPORTED[len(kernel_size) - 1]
-        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            super().__init__(
-                kind(
-                    in_channels,
-                    rank,
-                    tuple(kernel_size),
-                    bias=False,
-                    padding_mode=padding_mode,
-                    **geometry,
-                    **factory,
-                ),
-                kind(rank, out_channels, 1, **factory),
-            )
-        self.in_channels, self.out_channels, self.rank = in_channels, out_channels, rank
-        self.groups = 1
-        for name in GEOMETRY:
-            setattr(self, name, getattr(self[0], name))
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.rank:
-            return super().forward(input)
-        # Torch has no convolutions without channels.
-        dims = len(self.kernel_size)
-        bias = self.bias.reshape(-1, *[1] * dims)
-        return bias.expand(*input.shape[: -dims - 1], -1, *self._sides(input)).contiguous()
-
-    def _sides(self, input: Tensor) -> list[int]:
-        """Height and width of the outputs, or their length."""
-        conv = self[0]
-        return [
-            (side + before + after - _span(size, spread)) // step + 1
-            for side, (before, after), size, spread, step in zip(
-                input.shape[-len(self.kernel_size) :],
-                _margins(conv),
-                conv.kernel_size,
-                conv.dilation,
-                conv.stride,
-                strict=True,
-            )
-        ]
-
-    @property
-    def weight(self) -> Tensor:
-        """The kernel of one convolution with the same outputs."""
-        matrix = self[1].weight.flatten(1) @ self[0].weight.flatten(1)
-        return matrix.unflatten(1, (self.in_channels, *self.kernel_size))
-
-    @property
-    def bias(self) -> Tensor:
-        return self[1].bias
 
 
 class Convolution(LinearMap):
@@ -125,10 +48,10 @@ class Convolution(LinearMap):
     on_patches = True
 
     def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, (*_SUPPORTED, nn.Conv3d, *_TRANSPOSED))
+        return isinstance(module, (*WITHOUT_GROUPS, nn.Conv3d, *_TRANSPOSED))
 
     def unsupported(self, module: nn.Module) -> str:
-        if not isinstance(module, _SUPPORTED):
+        if not isinstance(module, WITHOUT_GROUPS):
             return f"is a {type(module).__name__}, of which no patches are made"
         if module.groups > 1:
             return f"is a {type(module).__name__} of {module.groups} groups, each a map of its own"
@@ -174,10 +97,10 @@ class Convolution(LinearMap):
 
 
 class CompressedConvolution(Convolution):
-    """A convolution that was compressed before: a `LowRankConvolution`, as one linear map."""
+    """A convolution that was compressed before, in two parts, as one linear map."""
 
     def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, LowRankConvolution)
+        return isinstance(module, LowRankConvolution | PivotedConvolution)
 
     def unsupported(self, module: nn.Module) -> str:
         return ""
@@ -187,6 +110,8 @@ class CompressedConvolution(Convolution):
 
     @torch.no_grad()
     def as_layer(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, PivotedConvolution):
+            return module.on_patches()
         first, second = module[0].weight.flatten(1), module[1].weight.flatten(1)
         return _low_rank_linear(first, second, module.bias)
 
@@ -213,14 +138,14 @@ def patches(convolution: nn.Module, inputs: Tensor, rows: Tensor | None = None) 
     """
     dims = len(convolution.kernel_size)
     images = inputs if inputs.ndim == dims + 2 else inputs[None]
-    margins = [margin for pair in reversed(_margins(convolution)) for margin in pair]
+    margins = [margin for pair in reversed(margins_of(convolution)) for margin in pair]
     if any(margins):
         mode = convolution.padding_mode
         images = functional.pad(images, margins, "constant" if mode == "zeros" else mode)
     windows = images  # becomes a view with one more dimension for each side of the kernel
     for side in range(dims):
         size, spread = convolution.kernel_size[side], convolution.dilation[side]
-        windows = windows.unfold(2 + side, _span(size, spread), convolution.stride[side])
+        windows = windows.unfold(2 + side, span(size, spread), convolution.stride[side])
         windows = windows[..., ::spread]
     windows = windows.movedim(1, 1 + dims)
     if rows is None:
@@ -261,7 +186,7 @@ def convolution_of(like: nn.Module, layer: nn.Module) -> nn.Module:
             "or a LowRankLinear"
         )
     made = nn.utils.skip_init(
-        _SUPPORTED[len(like.kernel_size) - 1],
+        WITHOUT_GROUPS[len(like.kernel_size) - 1],
         like.in_channels,
         layer.out_features,
         bias=layer.bias is not None,
@@ -287,20 +212,11 @@ def _low_rank_linear(first: Tensor, second: Tensor, bias: Tensor) -> LowRankLine
 
 def _geometry_of(module: nn.Module) -> nn.Module:
     """The convolution itself, or the one of two that has the kernel."""
+    if isinstance(module, PivotedConvolution):
+        return module.pivot_rows
     return module[0] if isinstance(module, LowRankConvolution) else module
 
 
 def _channels(module: nn.Module) -> int:
     """The dimension of channels, from the end: there may be no dimension of samples."""
     return -len(module.kernel_size) - 1
-
-
-def _margins(convolution: nn.Module) -> list[tuple[int, int]]:
-    """By how much each side of the image is padded, before and after, also where it says "same"."""
-    flat = convolution._reversed_padding_repeated_twice
-    return list(zip(flat[::2], flat[1::2], strict=True))[::-1]
-
-
-def _span(size: int, spread: int) -> int:
-    """The side of what a dilated kernel covers."""
-    return (size - 1) * spread + 1

@@ -11,12 +11,13 @@ class, which is compared and never looked up: such a network needs an instance t
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddlr.convolutions import GEOMETRY, LowRankConvolution
+from ddlr.convolution_forms import GEOMETRY, LowRankConvolution, PivotedConvolution
 from ddlr.identity import is_plain
 from ddlr.layers import (
     LowRankLinear,
@@ -62,11 +63,7 @@ def _low_rank_arguments(layer: LowRankLinear) -> dict[str, Any]:
     }
 
 
-def _pivoted_arguments(layer: PivotedLinear) -> dict[str, Any]:
-    return {**_low_rank_arguments(layer), "bias": layer.bias is not None}
-
-
-def _convolution_arguments(layer: LowRankConvolution) -> dict[str, Any]:
+def _convolution_arguments(layer: LowRankConvolution | PivotedConvolution) -> dict[str, Any]:
     names = ("in_channels", "out_channels", "rank", *GEOMETRY)
     values = {name: getattr(layer, name) for name in names}
     return {
@@ -74,13 +71,21 @@ def _convolution_arguments(layer: LowRankConvolution) -> dict[str, Any]:
     }
 
 
-def _make_convolution(**arguments: Any) -> LowRankConvolution:
-    return LowRankConvolution(
+def _pivoted_convolution_arguments(layer: PivotedConvolution) -> dict[str, Any]:
+    return {**_convolution_arguments(layer), "bias": layer.bias is not None}
+
+
+def _with_tuples(made: type[nn.Module], **arguments: Any) -> nn.Module:
+    return made(
         **{
             name: tuple(value) if isinstance(value, list) else value
             for name, value in arguments.items()
         }
     )
+
+
+def _pivoted_arguments(layer: PivotedLinear) -> dict[str, Any]:
+    return {**_low_rank_arguments(layer), "bias": layer.bias is not None}
 
 
 def _selected_arguments(layer: SelectedLinear) -> dict[str, Any]:
@@ -118,8 +123,13 @@ FORMS = {
     form.made.__name__: form
     for form in (
         Form(LowRankLinear, _low_rank_arguments, LowRankLinear),
+        Form(LowRankConvolution, _convolution_arguments, partial(_with_tuples, LowRankConvolution)),
+        Form(
+            PivotedConvolution,
+            _pivoted_convolution_arguments,
+            partial(_with_tuples, PivotedConvolution),
+        ),
         Form(PivotedLinear, _pivoted_arguments, PivotedLinear),
-        Form(LowRankConvolution, _convolution_arguments, _make_convolution),
         Form(SelectedLinear, _selected_arguments, _make_selected),
     )
 }
@@ -330,6 +340,10 @@ def _geometry(layer: nn.Module) -> str | None:
     if hasattr(layer, "nf") and isinstance(getattr(layer, "weight", None), Tensor):
         inputs, outputs = layer.weight.shape  # the Conv1D of GPT-2
         return f"{inputs} inputs and {outputs} outputs"
+    if isinstance(layer, PivotedConvolution):
+        first = layer.pivot_rows
+        last = type(first)(layer.rank, layer.out_channels, 1, device="meta")
+        return _window([first, last])
     parts = list(layer) if isinstance(layer, nn.Sequential) else [layer]
     if not parts or not all(type(each) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) for each in parts):
         return None

@@ -119,6 +119,10 @@ def test_a_low_rank_convolution_gives_what_its_layer_gives_on_patches(kind, mode
         assert type(again) is LowRankLinear and again.rank == rank
         torch.testing.assert_close(again.weight, layer.weight)
         torch.testing.assert_close(convolution.weight.flatten(1), layer.weight)
+        small = ddlr.compact(convolution)
+        torch.testing.assert_close(small(given), outputs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(small.weight, convolution.weight, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(as_layer(small).weight, layer.weight, atol=1e-5, rtol=1e-5)
 
 
 def test_a_layer_of_another_form_is_no_convolution():
@@ -243,7 +247,7 @@ def test_the_bound_of_each_convolution_is_kept(trained, inputs, method):
         assert kept["3"].form == "sparse"
     else:
         assert kinds == [LowRankConvolution, LowRankConvolution]
-    weights = [each for each in result.model.parameters() if each.ndim > 1]
+    weights = [each for each in ddlr.compact(result.model).parameters() if each.ndim > 1]
     stored = sum(int((each != 0).sum()) for each in weights)
     dense = sum(trained[place].weight.numel() for place in (0, 3, 5, 9))
     assert sum(report.parameters_kept for report in result.layers) == stored < dense
@@ -310,6 +314,9 @@ def test_a_compressed_network_is_compressed_again_as_one_map(trained, inputs):
         assert 0 < second.rank < first.rank
         assert isinstance(second[0], nn.Conv2d)
         assert second[0].padding_mode == trained.get_submodule(name).padding_mode
+    compact = ddlr.compress(ddlr.compact(once.model), inputs, relative_tolerance=0.3, **options)
+    ranks = [[report.rank for report in each.layers] for each in (twice, compact)]
+    assert ranks[0] == ranks[1]
     same = ddlr.compress(twice.model, inputs, relative_tolerance=1e-6, **options)
     torch.testing.assert_close(same.model(inputs), twice.model(inputs), atol=1e-3, rtol=1e-3)
     for before, after in zip(twice.layers, same.layers, strict=True):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ddlr
-from ddlr import LowRankConvolution, LowRankLinear, SelectedLinear
+from ddlr import LowRankConvolution, LowRankLinear, PivotedConvolution, SelectedLinear
 from ddlr.structure import FORMS, fitted, network_of, structure_of
 
 
@@ -45,6 +45,7 @@ NETWORKS = {
         LowRankConvolution(3, 8, 2, (3, 5), stride=(2, 1), padding=(1, 0), padding_mode="reflect"),
         nn.ReLU(),
     ),
+    "pivoted convolution": nn.Sequential(PivotedConvolution(3, 8, 2, (3,), stride=2), nn.ReLU()),
     "convolutions": nn.Sequential(conv_pair(), nn.ReLU()),
 }
 
