@@ -4,6 +4,8 @@ from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
 from ddlr.compression import compress
+from ddlr.export import to_onnx
+from ddlr.files import load, save
 from ddlr.goals import Goal
 from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
@@ -49,9 +51,12 @@ __all__ = [
     "compress",
     "compress_network",
     "fewest_weights",
+    "load",
     "lowest_rank",
     "output_bound",
     "refit_low_rank",
     "refit_network",
+    "save",
     "solve_low_rank",
+    "to_onnx",
 ]

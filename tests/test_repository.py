@@ -110,7 +110,8 @@ def test_code_names_what_there_is(page):
 
 
 @pytest.mark.parametrize("page", [PAGES[0], REPOSITORY / "docs/your-network.md"], ids=name_of)
-def test_examples_run(page):
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they write files
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(200, 12, generator=generator)
     model = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 4))
