@@ -1,9 +1,9 @@
 """What each layer of a large network is worth, measured so that it does not take all day.
 
 The search for a goal compresses each layer by itself at each tolerance, and runs the network each
-time. Three things make that affordable here: few tolerances; few samples for these runs, while
-layers are solved on all of them; and one allocation for all methods, found by a closed form and
-kept in a file. Then methods differ in what they make of a layer, and not in where they save.
+time. Three things make that affordable here: few tolerances; few samples; and one allocation for
+all methods, found by a closed form and kept in a file. Then methods differ in what they make of a
+layer, and not in where they save.
 """
 
 import dataclasses
@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ddlr
 from ddlr.allocate import layer_options
-from ddlr.calls import as_batches
-from ddlr.captured import CapturedLayers
 from ddlr.goals import Option
 from ddlr.method import Method
 from ddlr.walk import WalkSettings
@@ -27,26 +26,21 @@ log = logging.getLogger(__name__)
 Options = dict[str, list[Option]]
 
 
-def measured_options(
-    network: RealNetwork,
-    captured: CapturedLayers,
-    method: Method,
-    tolerances: Sequence[float],
-) -> Options:
-    """Size and effect of each layer at each tolerance, measured on `Data.searching`.
+def measured_options(network: RealNetwork, method: Method, tolerances: Sequence[float]) -> Options:
+    """Size and effect of each layer at each tolerance, measured on `Data.searching` alone.
 
     Parameters
     ----------
-    captured : CapturedLayers
-        Of all calibration samples; on these layers are solved.
     method : Method
         A quick one; it decides how an error of a layer is spread over its outputs.
     tolerances : sequence of float
     """
-    few = as_batches(network.data.searching, forward=network.forward)
+    captured = ddlr.capture_layers(
+        network.model, network.data.searching, layers=network.layers, forward=network.forward
+    )
     return layer_options(
         network.model,
-        dataclasses.replace(captured, batches=few),
+        captured,
         method,
         WalkSettings(raise_on_failure=False),
         tolerances,

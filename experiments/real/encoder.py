@@ -50,8 +50,9 @@ def load(
     folder = model_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = sentences()
-    sizes = (calibration_samples, choosing_samples, judging_samples)
-    calibration, choosing, judging = draw(len(text), sizes, seed)
+    # Last, so that more of them leave the other sets as they are.
+    sizes = (judging_samples, choosing_samples, calibration_samples)
+    judging, choosing, calibration = draw(len(text), sizes, seed)
     sets = [
         in_batches([text[index] for index in chosen], tokenizer, longest=longest, batch=batch)
         for chosen in (calibration, calibration[:searching_samples], choosing, judging)

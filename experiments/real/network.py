@@ -25,8 +25,8 @@ class Data:
     calibration : sequence of batches
         What layers are compressed on.
     searching : sequence of batches
-        A part of the calibration samples, on which the search for an allocation measures what each
-        layer is worth: it runs the network once for each layer and tolerance.
+        The first of the calibration samples, on which the search for an allocation measures what
+        each layer is worth: it runs the network once for each layer and tolerance.
     choosing : sequence of batches
         What settings are chosen on.
     judging : sequence of batches

@@ -49,7 +49,7 @@ def compressed_row(cfg: DictConfig) -> dict:
     )
     took = {"seconds_capture": time.perf_counter() - started}
     started = time.perf_counter()
-    options = _options(cfg, network, captured)
+    options = _options(cfg, network)
     took["seconds_search"] = time.perf_counter() - started
     started = time.perf_counter()
     result = _compressed(cfg, network, captured, options)
@@ -117,18 +117,16 @@ def peak_memory() -> int:
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-def _options(cfg: DictConfig, network: RealNetwork, captured: CapturedLayers) -> Options | None:
+def _options(cfg: DictConfig, network: RealNetwork) -> Options | None:
     """What the allocation goes by; None where all layers have one tolerance."""
     if not given_goals(cfg.goal):
         return None
     method = method_of(cfg.search.method)
     tolerances = list(cfg.search.tolerances)
-    made_by = _deciding(cfg)
-    made_by = {name: made_by[name] for name in ("network", "search")}
+    made_by = {name: _deciding(cfg)[name] for name in ("network", "search")}
+    del made_by["network"]["calibration_samples"]  # the first of them stay the same
     path = Path(cfg.output_dir) / "real" / f"options_{identity(made_by)}.json"
-    return kept_options(
-        path, made_by, lambda: measured_options(network, captured, method, tolerances)
-    )
+    return kept_options(path, made_by, lambda: measured_options(network, method, tolerances))
 
 
 def _compressed(

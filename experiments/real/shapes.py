@@ -36,7 +36,9 @@ def load(
     torch.manual_seed(seed)
     model = torchvision.models.get_model(architecture, weights=None).eval()
     counts = (calibration_samples, choosing_samples, judging_samples)
-    calibration, choosing, judging = (torch.randn(count, 3, _PIXELS, _PIXELS) for count in counts)
+    calibration, choosing, judging = (
+        torch.stack([torch.randn(3, _PIXELS, _PIXELS) for _ in range(count)]) for count in counts
+    )
     sets = (calibration, calibration[:searching_samples], choosing, judging)
     return RealNetwork(
         name=architecture,
