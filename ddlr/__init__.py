@@ -10,6 +10,7 @@ from ddlr.goals import Goal
 from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
+from ddlr.latency import Latency
 from ddlr.layers import LowRankLinear, SelectedLinear, compact
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import Method
@@ -24,6 +25,8 @@ from ddlr.result import (
     ConvergenceError,
     GoalReport,
     LayerReport,
+    SkippedStatus,
+    SkippedWeights,
     SolverResult,
     SolverStatus,
 )
@@ -36,11 +39,14 @@ __all__ = [
     "ConvergenceError",
     "Goal",
     "GoalReport",
+    "Latency",
     "LayerReport",
     "LowRankLinear",
     "Method",
     "SelectedLinear",
     "Settings",
+    "SkippedStatus",
+    "SkippedWeights",
     "SolverResult",
     "SolverStatus",
     "WarmStart",

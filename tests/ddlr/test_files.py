@@ -216,6 +216,10 @@ def test_a_file_is_whole_or_not_there(path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         ddlr.save(nn.Linear(3, 4), path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+    monkeypatch.undo()
+    with path.open("rb") as opened:  # who reads the older file goes on to do so
+        ddlr.save(nn.Linear(3, 4), path)
+        assert opened.read() == before != path.read_bytes()
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         ddlr.save(nn.Linear(2, 3), path / "missing" / "small.safetensors")
 

@@ -91,6 +91,16 @@ def test_the_layers_of_a_fresh_instance_are_replaced_wherever_it_holds_them():
     assert type(model.fc1) is LowRankLinear and model.kept["again"] is model.fc1
 
 
+def test_a_layer_with_several_names_is_replaced_under_all_of_them():
+    def network(layer: nn.Module) -> nn.Sequential:
+        return nn.Sequential(layer, nn.ReLU(), layer)
+
+    model = fitted(
+        network(nn.Conv2d(3, 8, 3, stride=2, padding=1)), structure_of(network(conv_pair()))
+    )
+    assert shapes(model) == shapes(network(conv_pair())) and model[0] is model[2]
+
+
 @pytest.mark.parametrize(
     "fresh",
     [
