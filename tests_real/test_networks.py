@@ -87,14 +87,14 @@ def test_the_encoder_keeps_similarities_that_a_cut_of_its_weights_loses():
     captured = ddlr.capture_layers(
         network.model, network.data.calibration, forward=network.forward, layers="encoder.*"
     )
-    result = ddlr.compress(network.model, captured, relative_tolerance=0.25, method="lowest_rank")
+    result = ddlr.compress(network.model, captured, relative_tolerance=0.13, method="lowest_rank")
     cut = copy.deepcopy(network.model)
     for layer in result.layers:
         truncate(cut.get_submodule(layer.name), layer.rank)
     kept = sum(layer.parameters_kept for layer in result.layers) / captured.weights
     quality = network.quality_of(result.model, network.data.judging)
-    assert 0.4 < kept < 0.7
-    assert quality > 0.8
+    assert 0.3 < kept < 0.65
+    assert quality > 0.7
     assert quality > network.quality_of(cut, network.data.judging) + 0.05
 
 
