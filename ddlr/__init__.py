@@ -3,6 +3,7 @@
 from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
+from ddlr.chains import fuse_chains
 from ddlr.compression import compress
 from ddlr.goals import Goal
 from ddlr.hooks import capture
@@ -49,6 +50,7 @@ __all__ = [
     "compress",
     "compress_network",
     "fewest_weights",
+    "fuse_chains",
     "lowest_rank",
     "output_bound",
     "refit_low_rank",
