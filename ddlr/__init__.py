@@ -5,10 +5,13 @@ from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
 from ddlr.chains import fuse_chains
 from ddlr.compression import compress
+from ddlr.export import to_onnx
+from ddlr.files import load, save
 from ddlr.goals import Goal
 from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
+from ddlr.latency import Latency
 from ddlr.layers import LowRankLinear, SelectedLinear, compact
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import Method
@@ -23,6 +26,8 @@ from ddlr.result import (
     ConvergenceError,
     GoalReport,
     LayerReport,
+    SkippedStatus,
+    SkippedWeights,
     SolverResult,
     SolverStatus,
 )
@@ -35,11 +40,14 @@ __all__ = [
     "ConvergenceError",
     "Goal",
     "GoalReport",
+    "Latency",
     "LayerReport",
     "LowRankLinear",
     "Method",
     "SelectedLinear",
     "Settings",
+    "SkippedStatus",
+    "SkippedWeights",
     "SolverResult",
     "SolverStatus",
     "WarmStart",
@@ -51,9 +59,12 @@ __all__ = [
     "compress_network",
     "fewest_weights",
     "fuse_chains",
+    "load",
     "lowest_rank",
     "output_bound",
     "refit_low_rank",
     "refit_network",
+    "save",
     "solve_low_rank",
+    "to_onnx",
 ]

@@ -10,9 +10,8 @@ from torch import nn
 
 from ddlr.captured import CapturedLayers
 from ddlr.goals import TOLERANCES, Option, as_tolerances
-from ddlr.hooks import OutputError
 from ddlr.method import Method
-from ddlr.outputs import Output, check_outputs, divergence, network_outputs
+from ddlr.outputs import Output, OutputError, check_outputs, divergence, network_outputs
 from ddlr.walk import Solved, WalkSettings, compress_layers
 
 log = logging.getLogger(__name__)

@@ -1,17 +1,19 @@
 """The captured layers of a network: what each saw and gave on the calibration samples."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from ddlr.calls import Batch, as_batches
 from ddlr.constraints import OutputSet
 from ddlr.hooks import is_sole_consumer
 from ddlr.inputs import CentredInputs
 from ddlr.method import LayerProblem
+from ddlr.result import SkippedWeights
 from ddlr.routes import Route
 from ddlr.trials import Trace
 
@@ -38,7 +40,7 @@ class LayerInputs:
     @cached_property
     def centred(self) -> CentredInputs:
         """The inputs that are not always zero, with the eigenvectors that all solves share."""
-        inputs = self.whole[:, self.live]
+        inputs = self.whole if bool(self.live.all()) else self.whole[:, self.live]
         if self.eigen is None:
             return CentredInputs(inputs)
         return CentredInputs.with_eigen(inputs, self.eigen)
@@ -140,31 +142,40 @@ class CapturedLayers:
     ----------
     layers : tuple of CapturedLayer
         In the order in which the network calls them first.
-    batches : tuple of Tensor
-        The network inputs they were captured on.
+    batches : tuple of Batch
+        The network inputs they were captured on, and how the network is called on them; made of
+        tensors where these are given.
     traces : tuple of Trace, optional
-        What the network did on each batch that has samples. By it a network that is not the one
-        that was captured is found out at once; without it by the activations alone.
+        What the network did on each batch. By it a network that is not the one that was captured is
+        found out at once; without it by the activations alone.
+    traced : tuple of str
+        The modules over which the traces are.
     activations_given : frozenset of str
         Names of the layers whose activation the caller gave.
     reused : bool
         Whether further solves are to come, for which centred inputs and eigenvectors are kept.
+    skipped : tuple of SkippedWeights
+        What was left out, and why.
     """
 
     layers: tuple[CapturedLayer, ...]
-    batches: tuple[Tensor, ...]
+    batches: tuple[Batch, ...]
     traces: tuple[Trace, ...] | None = field(default=None, repr=False)
+    traced: tuple[str, ...] = field(default=(), repr=False)
     activations_given: frozenset[str] = frozenset()
     reused: bool = True
+    skipped: tuple[SkippedWeights, ...] = ()
     # What was tried out: pairs of names, and whether the one alone reads the other.
     _consumers: dict[tuple[str, str], bool] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    def __post_init__(self):
+        object.__setattr__(self, "batches", as_batches(self.batches))
+
     def only(self, names: Sequence[str]) -> "CapturedLayers":
         """The same of some of the layers, in the network's order."""
         known = [layer.name for layer in self.layers]
-        names = distinct_names(names)
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"layer {unknown[0]!r} was not captured; captured are {known}")
@@ -192,24 +203,17 @@ class CapturedLayers:
 
     def for_solving(self) -> Iterator[CapturedLayer]:
         """The layers, one by one; what their solves share is kept where it is used again."""
-        for layer in self.layers:
-            yield layer if self.reused else dataclasses.replace(layer, shared=None)
-
-
-def distinct_names(layers: Iterable[str]) -> list[str]:
-    """Names of layers, after a check that they are a sequence of different names."""
-    if isinstance(layers, str):
-        raise ValueError(f"layers is {layers!r}; it must be a sequence of names: [{layers!r}]")
-    try:
-        layers = list(layers)
-    except TypeError:
-        raise ValueError(f"layers is {layers!r}; it must be a sequence of names") from None
-    for index, name in enumerate(layers):
-        if not isinstance(name, str):
-            raise ValueError(f"layers has {name!r}; it must have names of layers, as strings")
-        if name in layers[:index]:
-            raise ValueError(f"layers has {name!r} twice; name each layer once")
-    return layers
+        last = {id(layer.inputs): index for index, layer in enumerate(self.layers)}
+        shared: dict[int, LayerInputs] = {}
+        for index, layer in enumerate(self.layers):
+            inputs = layer.inputs
+            if self.reused:
+                yield layer
+                continue
+            same = shared.setdefault(id(inputs), LayerInputs(inputs))
+            if last[id(inputs)] == index:
+                del shared[id(inputs)]
+            yield dataclasses.replace(layer, shared=same)
 
 
 def live(activations: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
+from ddlr.calls import Batch
 from ddlr.captured import CapturedLayer, CapturedLayers
-from ddlr.hooks import capture, checked, reaches
+from ddlr.hooks import reaches
 from ddlr.input_selection import regress_outputs
 from ddlr.problem import WarmStart
+from ddlr.recording import record
 from ddlr.result import SolverResult
 from ddlr.routes import called_several_times, noting_routes
 from ddlr.untouched import untouched
@@ -38,7 +40,7 @@ def check_cascade(
         if (
             layer.name in later
             and called_several_times(layer.route)
-            and reaches(model, later, layer.name, list(checked(captured.batches)))
+            and reaches(model, later, layer.name, captured.batches)
         ):
             raise ValueError(
                 f"layer {layer.name!r} is called several times in a pass, and what it is given "
@@ -47,21 +49,21 @@ def check_cascade(
 
 
 def with_routes(
-    model: nn.Module, layers: Sequence[CapturedLayer], batches: Sequence[Tensor]
+    model: nn.Module, layers: Sequence[CapturedLayer], batches: Sequence[Batch]
 ) -> list[CapturedLayer]:
     """The layers with their routes in the original network, by a pass where they are not known."""
     if all(layer.route is not None for layer in layers):
         return list(layers)
     names = [layer.name for layer in layers]
     with noting_routes(model, names) as routes, untouched(model) as device:
-        for batch in checked(batches):
+        for batch in batches:
             with routes.batch():
-                model(batch.to(device, copy=True))
+                batch.run(model, device)
     return [dataclasses.replace(layer, route=routes.to(layer.name)) for layer in layers]
 
 
 def with_inputs_of(
-    model: nn.Module, layer: CapturedLayer, batches: Sequence[Tensor]
+    model: nn.Module, layer: CapturedLayer, batches: Sequence[Batch]
 ) -> CapturedLayer:
     """The layer with the inputs that another network gives it.
 
@@ -71,16 +73,10 @@ def with_inputs_of(
         If they are not of the same samples, row by row.
     """
     names = [layer.name]
-    with (
-        capture(model, names, decide=False) as records,
-        noting_routes(model, names) as routes,
-        untouched(model) as device,
-    ):
-        for batch in checked(batches):
-            with routes.batch():
-                model(batch.to(device, copy=True))
-    record = records[layer.name]
-    inputs = record.inputs.to(layer.inputs.dtype) if record.called else layer.inputs[:0]
+    with noting_routes(model, names) as routes:
+        records = record(model, names, batches, around=routes.batch, with_outputs=False)
+    seen = records[layer.name]
+    inputs = seen.inputs.to(layer.inputs.dtype) if seen.called else layer.inputs[:0]
     route = routes.to(layer.name)
     if len(inputs) != len(layer.inputs) or layer.route not in (None, route):
         raise ValueError(

@@ -1,34 +1,40 @@
 """DDLR for whole networks: network in, compressed copy and reports out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from ddlr.arguments import one_of
+from ddlr.calls import Forward, Samples
 from ddlr.goals import goal_of
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
 from ddlr.layers import LowRankLinear, numerical_rank, store_linear
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import LayerProblem, Method
-from ddlr.network import Calibration, Settings, compress_network
+from ddlr.network import Settings, compress_network
 from ddlr.outputs import Output
 from ddlr.rank_search import lowest_rank
 from ddlr.reduced_rank import RIDGE, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
+from ddlr.selection import Layers
 from ddlr.sizes import saves_weights
 
 
 def compress(
     model: nn.Module,
-    calibration: Calibration,
+    calibration: Any,
     *,
     relative_tolerance: float | Mapping[str, float] | None = None,
     method: str = "nuclear",
     constraint: str | None = None,
     refit: str = "none",
     order: str = "parallel",
-    layers: Sequence[str] | None = None,
+    layers: Layers | None = None,
+    exclude: Layers | None = None,
+    forward: Forward | None = None,
+    samples: Samples | None = None,
     output: Output | None = None,
     on_layer: Callable[[LayerReport], None] | None = None,
     settings: Settings | None = None,
@@ -36,17 +42,20 @@ def compress(
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network low-rank, without retraining.
 
-    Each `nn.Linear` is solved on its own, by `ddlr.solve_low_rank` or `ddlr.lowest_rank` with the
-    bound ``relative_tolerance * ||its output||_F``, and replaced by a `LowRankLinear`. A layer
-    whose rank does not save weights stays dense, as it was.
+    Each linear layer (`nn.Linear`, or `Conv1D` of transformers) is solved on its own, by
+    `ddlr.solve_low_rank` or `ddlr.lowest_rank` with the bound ``relative_tolerance * ||its
+    output||_F``, and replaced by a `LowRankLinear`. A layer whose rank does not save weights stays
+    dense, as it was.
 
     Parameters
     ----------
     model : nn.Module
         Is left untouched, in its mode, on its device.
-    calibration : Tensor, iterable of Tensor, or CapturedLayers
-        Network inputs, or batches of them, without labels; or what `ddlr.capture_layers` made of
-        them, where one network is compressed several times.
+    calibration : Tensor, iterable of batches, or CapturedLayers
+        Network inputs without labels, or batches of them: tensors; dicts of keyword arguments;
+        tuples of positional ones; or anything, with `forward`. An iterable may be one that ends,
+        such as a generator. Or what `ddlr.capture_layers` made of them, where one network is
+        compressed several times.
     relative_tolerance : float, or mapping of layer name to float
         Bound on the output error of each layer, relative to its output; the same for all, or one
         for each. 0 keeps a layer; 1 or more makes its weight zero.
@@ -71,9 +80,21 @@ def compress(
         original output, in the set `hinge` from the second layer on; where the original weights
         already miss the bound there, it is raised to sqrt(1.1) times their error. The report has
         both, as `relative_tolerance` and `relative_bound`.
-    layers : sequence of str, optional
-        Names of the layers to compress, in any order; every `nn.Linear` that can be replaced by
-        default, see `ddlr.capture_layers`.
+    layers : str, sequence of str, or callable, optional
+        The layers to compress: names and globs, as ``["fc1", "encoder.*"]``; a function of name and
+        module that says yes or no; or "all", for convolutions too. All linear layers that can be
+        replaced by default, see `ddlr.capture_layers`.
+    exclude : optional
+        Layers to leave out of these, of the same forms.
+    forward : callable, optional
+        ``(model, batch)`` to the output that counts: how the network is called, where a batch does
+        not say so, and which part of what it gives is its output, as
+        ``lambda model, batch: model(**batch).logits``. A goal and a refit of the network need an
+        output that is one tensor.
+    samples : callable, optional
+        ``(batch)`` to a mask, a tensor of bool, True where a position counts, such as tokens that
+        are no padding. It holds for layers whose inputs begin with its shape. Unless given, the
+        entry "attention_mask" of a dict is that mask.
     output : {"classes", "binary", "values"} or callable, optional
         What the network's outputs are. "classes": logits along the last dimension, of which the
         largest is the prediction. "binary": logits, each of which is a prediction by itself, 1
@@ -125,6 +146,9 @@ def compress(
         refit=refit,
         order=order,
         layers=layers,
+        exclude=exclude,
+        forward=forward,
+        samples=samples,
         output=output,
         on_layer=on_layer,
         settings=settings,

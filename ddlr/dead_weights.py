@@ -14,13 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ddlr.hooks import capture, run_batches
+from ddlr.calls import Batch
 from ddlr.layers import LowRankLinear
+from ddlr.recording import record
 
 
 @torch.no_grad()
 def remove_dead_weights(
-    model: nn.Module, pairs: Sequence[tuple[str, str]], batches: Sequence[Tensor]
+    model: nn.Module, pairs: Sequence[tuple[str, str]], batches: Sequence[Batch]
 ) -> dict[str, Tensor]:
     """Set to zero, in place, the weights that no output depends on.
 
@@ -33,7 +34,7 @@ def remove_dead_weights(
         Names of a layer and of the one layer that reads its outputs, in the order of the network.
         The outputs are the reader's inputs, perhaps after an activation. Each layer is an
         `nn.Linear` or a `LowRankLinear`.
-    batches : sequence of Tensor
+    batches : sequence of Batch
         Network inputs; one sample shows the value of a constant unit after its activation.
 
     Returns
@@ -80,13 +81,15 @@ def _drop_unread(layer: nn.Module, reader: nn.Module) -> Tensor:
     return unread
 
 
-def _fold_constant(model: nn.Module, name: str, reader: str, batches: Sequence[Tensor]) -> bool:
+def _fold_constant(model: nn.Module, name: str, reader: str, batches: Sequence[Batch]) -> bool:
     following = model.get_submodule(reader)
     constant = _constant(model.get_submodule(name), following)
     if not constant.any():
         return False
-    with capture(model, [reader]) as records:
-        run_batches(model, [next(batch for batch in batches if len(batch))[:1]])
+    try:
+        records = record(model, [reader], [batches[0].part(slice(0, 1))], with_outputs=False)
+    except Exception:  # the network takes no other number of samples
+        records = record(model, [reader], batches[:1], with_outputs=False)
     value = records[reader].inputs[0].to(following.weight)
     if following.bias is None:  # nowhere to put anything but zeros
         constant &= value == 0

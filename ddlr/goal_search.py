@@ -20,11 +20,10 @@ from ddlr.goals import (
     output_error,
     settled,
 )
-from ddlr.hooks import OutputError
 from ddlr.method import Method
 from ddlr.network_bound import output_bound
 from ddlr.network_refit import refit_if_asked
-from ddlr.outputs import Output, network_outputs
+from ddlr.outputs import Output, OutputError, network_outputs
 from ddlr.result import CompressionResult, GoalReport
 from ddlr.walk import Solved, WalkSettings, compress_layers
 

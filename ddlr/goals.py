@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.arguments import as_number, as_whole_number
+from ddlr.calls import Batch, check_call, tensors_in
 from ddlr.captured import CapturedLayers
-from ddlr.held_out import Batches, HeldOut, checked_labels, read_held_out, settled_output
-from ddlr.hooks import OutputError
+from ddlr.held_out import HeldOut, Labels, checked_labels, read_held_out, settled_output
 from ddlr.outputs import (
     Output,
+    OutputError,
     check_output,
     check_outputs,
     check_trainable,
@@ -173,8 +174,8 @@ class SettledGoal:
 
     name: str
     wanted: float
-    inputs: Batches | None = None
-    labels: Batches | None = None
+    inputs: tuple[Batch, ...] | None = None
+    labels: Labels | None = None
     output: Output | None = None
 
 
@@ -197,11 +198,10 @@ def settled(
     if goal.name == "max_output_error":
         output = output or "values"
     if goal.on_held_out:
-        inputs, labels = read_held_out(goal.held_out)
+        inputs, labels = read_held_out(goal.held_out, captured.batches[0].forward)
+        check_call(model, inputs, "held_out")
         if goal.name == "max_accuracy_drop" and labels is None:
             raise ValueError("max_accuracy_drop needs labels: held_out must be (inputs, labels)")
-        if isinstance(inputs, Tensor):
-            inputs, labels = read_held_out(inputs if labels is None else (inputs, labels))
         held_out = _held_out_outputs(model, inputs)
         if output in ("classes", "binary"):
             check_outputs(held_out, output)
@@ -215,15 +215,15 @@ def settled(
     return SettledGoal(goal.name, goal.wanted, inputs, labels, output)
 
 
-def _held_out_outputs(model: nn.Module, inputs: Batches) -> list[Tensor]:
+def _held_out_outputs(model: nn.Module, inputs: Sequence[Batch]) -> list[Tensor]:
     try:
         return outputs_by_batch(model, inputs)
     except OutputError as error:
         raise OutputError(f"on held_out, {error}") from error
     except Exception as error:
+        shapes = [f"{tuple(each.shape)} and {each.dtype}" for each in tensors_in(inputs[0].values)]
         raise ValueError(
-            f"the network does not take held_out inputs of shape {tuple(inputs[0].shape)} and "
-            f"{inputs[0].dtype}: {error}"
+            f"the network does not take held_out inputs of shape {', '.join(shapes)}: {error}"
         ) from error
 
 

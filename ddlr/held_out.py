@@ -1,30 +1,37 @@
 """Held-out samples as callers have them, and what their labels say of a network's outputs."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddlr.calls import Batch, Forward, check_values, iterable
 from ddlr.outputs import Output
 
 _BATCH = 1000
 _FORMS = "inputs, (inputs, labels), or a list or DataLoader with batches of either"
 
-HeldOut = Tensor | tuple[Tensor, Tensor] | Iterable
-Batches = tuple[Tensor, ...]
+HeldOut = Tensor | Mapping | tuple | Iterable
+Labels = tuple[Tensor, ...]
 
 
-def read_held_out(held_out: HeldOut) -> tuple[Batches, Batches | None]:
-    """Batches of inputs, and of labels where there are any.
+def read_held_out(
+    held_out: HeldOut, forward: Forward | None = None
+) -> tuple[tuple[Batch, ...], Labels | None]:
+    """Batches of network inputs, and of labels where there are any.
+
+    Inputs have the forms of calibration batches, see `ddlr.calls.Batch`; a tuple of two is inputs
+    and labels.
 
     Raises
     ------
     ValueError, TypeError
         If it is of another form; names held_out.
     """
-    if isinstance(held_out, Tensor | tuple):
-        pairs = [_pair(held_out)]
-    elif isinstance(held_out, str | Mapping) or not _iterable(held_out):
+    if isinstance(held_out, Tensor | tuple | Mapping):
+        pairs = [_pair(held_out, forward)]
+    elif isinstance(held_out, str) or not iterable(held_out):
         raise TypeError(f"held_out is a {type(held_out).__name__}; it must be {_FORMS}")
     elif hasattr(held_out, "dtype"):
         raise TypeError(
@@ -32,35 +39,50 @@ def read_held_out(held_out: HeldOut) -> tuple[Batches, Batches | None]:
             "takes it: torch.as_tensor(...)"
         )
     else:
-        pairs = [_pair(tuple(each) if isinstance(each, list) else each) for each in held_out]
-        kinds = {(each.ndim, each.dtype, labels is None) for each, labels in pairs}
+        pairs = [
+            _pair(tuple(each) if isinstance(each, list) else each, forward) for each in held_out
+        ]
+        kinds = {(*_kind(inputs), labels is None) for inputs, labels in pairs}
         if len(kinds) > 1:
             raise ValueError(
                 "held_out is a list whose batches are not of one kind; it must be "
                 f"{_FORMS}; a pair of inputs and labels is a tuple"
             )
-    pairs = [
-        (part, None if labels is None else labels[start : start + _BATCH])
-        for inputs, labels in pairs
-        for start, part in zip(range(0, len(inputs), _BATCH), inputs.split(_BATCH), strict=False)
-    ]
-    if not pairs:
+    batches, labels = [], []
+    for inputs, some in pairs:
+        parts = inputs.split(_BATCH) if isinstance(inputs, Tensor) else [inputs]
+        start = 0
+        for part in parts:
+            batch = Batch(part, forward, place=len(batches))
+            if len(batch):
+                batches.append(batch)
+                labels.append(None if some is None else some[start : start + len(batch)])
+            start += len(batch)
+    if not batches:
         raise ValueError("held_out is empty; it must have at least one sample")
-    inputs, labels = zip(*pairs, strict=True)
-    return inputs, None if labels[0] is None else labels
+    return tuple(batches), None if labels[0] is None else tuple(labels)
 
 
-def _pair(batch: object) -> tuple[Tensor, Tensor | None]:
+def _kind(inputs: Any) -> tuple:
+    return (inputs.ndim, inputs.dtype) if isinstance(inputs, Tensor) else (type(inputs),)
+
+
+def _pair(batch: object, forward: Forward | None) -> tuple[Any, Tensor | None]:
     inputs, labels = batch, None
     if isinstance(batch, tuple):
-        if len(batch) != 2:
+        if len(batch) not in (1, 2):
             raise ValueError(f"held_out has a tuple of {len(batch)}; it must be {_FORMS}")
-        inputs, labels = batch
-    if not isinstance(inputs, Tensor) or inputs.ndim == 0:
+        inputs, *rest = batch
+        labels = rest[0] if rest else None
+        if rest and labels is None:
+            raise ValueError(f"held_out has None for labels; it must be {_FORMS}")
+    if isinstance(inputs, Tensor) and inputs.ndim == 0:
         raise TypeError(
-            f"held_out has a {type(inputs).__name__} for inputs; they must be a tensor with a "
-            "dimension of samples, as the network takes it"
+            "held_out has a number for inputs; they must be a tensor with a dimension of samples, "
+            "as the network takes it"
         )
+    if forward is None:
+        check_values(inputs, "held_out")
     if labels is None:
         return inputs, None
     try:
@@ -72,23 +94,21 @@ def _pair(batch: object) -> tuple[Tensor, Tensor | None]:
         ) from error
     if labels.ndim == 0:
         raise ValueError("held_out has one number for labels; it must have one for each sample")
-    if len(labels) != len(inputs):
-        raise ValueError(f"held_out has {len(inputs)} inputs, but {len(labels)} labels")
-    if labels.is_floating_point() and labels.ndim > 1 and labels.shape[1:] == inputs.shape[1:]:
+    count = len(Batch(inputs))
+    if len(labels) != count:
+        raise ValueError(f"held_out has {count} inputs, but {len(labels)} labels")
+    if (
+        isinstance(inputs, Tensor)
+        and labels.is_floating_point()
+        and labels.ndim > 1
+        and labels.shape[1:] == inputs.shape[1:]
+    ):
         raise ValueError(
             f"held_out is a pair of tensors of shapes {tuple(inputs.shape)} and "
             f"{tuple(labels.shape)}, which is read as (inputs, labels); give batches of inputs as "
             "a list"
         )
     return inputs, labels
-
-
-def _iterable(value: object) -> bool:
-    try:
-        iter(value)
-    except TypeError:
-        return False
-    return True
 
 
 def settled_output(

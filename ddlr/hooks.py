@@ -1,29 +1,17 @@
-"""Inputs and outputs of a network's layers on data."""
+"""Inputs and outputs of a network's layers on data, and what reads them, found by trying it out."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddlr.calls import Batch, as_batches, check_call, cloned
+from ddlr.linear_maps import given_to
+from ddlr.recording import LayerRecord, Recorder
 from ddlr.trials import Trace, agree, hooked, trace, traced_modules, with_output
-from ddlr.untouched import evaluating, random_state_kept, untouched
-
-__all__ = [
-    "LayerRecord",
-    "capture",
-    "checked",
-    "evaluating",
-    "given_to",
-    "is_sole_consumer",
-    "outputs_of",
-    "reaches",
-    "run_batches",
-    "try_relu",
-]
+from ddlr.untouched import random_state_kept, untouched
 
 # Of outputs, to see what depends on them: as they are once they are dropped, and far up, where also
 # what lets only large ones pass is seen.
@@ -31,62 +19,14 @@ _CHANGES = (
     torch.zeros_like,
     lambda output: 2 * output.abs() + 100 * (1 + output.abs().max()),
 )
-
-
-@dataclass
-class LayerRecord:
-    """What one layer saw and gave while it was captured.
-
-    `inputs` and `outputs` are of shape (samples, features), leading dimensions flattened, outputs
-    before any activation and before hooks that change them. `activation` is "relu" or "none", as
-    decided by `capture`. `shapes` are those of the outputs, one for each call; `place` is the
-    layer's among those that were called, by their first call.
-    """
-
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    place: int = -1
-    _inputs: list[Tensor] = field(default_factory=list)
-    _outputs: list[Tensor] = field(default_factory=list)
-    _noticed: bool = False
-    refuted: bool = False
-    _negative: bool = False
-
-    @property
-    def called(self) -> bool:
-        return bool(self._inputs)
-
-    @property
-    def calls(self) -> int:
-        return len(self.shapes)
-
-    @property
-    def inputs(self) -> Tensor:
-        return torch.cat(self._inputs)
-
-    @property
-    def outputs(self) -> Tensor:
-        return torch.cat(self._outputs)
-
-    @property
-    def activation(self) -> str:
-        return "relu" if self._noticed and self._negative and not self.refuted else "none"
-
-    def output(self, call: int) -> Tensor:
-        """What a call gave, in its shape."""
-        return self._outputs[call].reshape(self.shapes[call])
-
-    def _add(self, inputs: Tensor, outputs: Tensor) -> None:
-        self.shapes.append(tuple(outputs.shape))
-        self._inputs.append(inputs.detach().flatten(0, -2).clone())
-        # Cloned at once: an in-place activation would overwrite it.
-        self._outputs.append(outputs.detach().flatten(0, -2).clone())
-        self._negative |= bool((outputs < 0).any())
+# Samples on which each layer's ReLU is tried by itself, before all are tried together on all.
+_HEAD = 4
 
 
 @contextmanager
 def capture(
     model: nn.Module, names: Sequence[str], *, decide: bool = True
-) -> Iterator[dict[str, LayerRecord]]:
+) -> Iterator[Mapping[str, LayerRecord]]:
     """Record inputs and outputs of named layers over all forward passes made inside the context.
 
         with capture(model, ["fc1", "fc2"]) as records:
@@ -109,9 +49,9 @@ def capture(
     something else reads the raw output, where two equal passes differ, since the network draws
     random numbers, and where the model was never called as a whole.
 
-    That costs two passes for each pass, and one for each layer that may have a ReLU (and one more
-    in all for each that has). The model is
-    as it was after them, see `ddlr.untouched.untouched`.
+    That costs two passes for each pass, one more where some layer may have a ReLU, and short ones
+    on few samples, see `try_relu`. The model is as it was after them, see
+    `ddlr.untouched.untouched`.
 
     Parameters
     ----------
@@ -125,195 +65,134 @@ def capture(
     ValueError
         If a name is not a module of the model.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    unknown = [name for name in names if name not in modules]
-    if unknown:
-        raise ValueError(f"the model has no layer {unknown[0]!r}; it has {', '.join(modules)}")
-    records = {name: LayerRecord() for name in names}
-    places = count()
-    trying = False
-    asked: list[tuple[tuple, dict]] = []
-
-    def note(record: LayerRecord):
-        def hook(_module, arguments, keywords, output):
-            if trying:
-                return
-            if not record.called:
-                record.place = next(places)
-            record._add(given_to(arguments, keywords), output)
-
-        return hook
+    recorder = Recorder(model, names)
+    asked: list[Batch] = []
 
     def before(_module, arguments, keywords):
-        if not trying:
-            asked.append(_kept(arguments, keywords))
+        if not recorder.paused:
+            asked.append(Batch(cloned((arguments, keywords)), forward=_call))
 
     def after(_module, _arguments, _output):
-        nonlocal trying
-        if trying:
+        if recorder.paused:
             return
-        trying = True
+        recorder.paused = True
         try:
-            with untouched(model):
-                try_relu(model, records, *asked.pop())
+            with untouched(model) as device:
+                try_relu(model, recorder.records, asked.pop(), device)
         finally:
-            trying = False
+            recorder.paused = False
 
-    keywords = {"with_kwargs": True}
-    hooks = [
-        # Before the hooks of the owner, which may change the output.
-        (modules[name].register_forward_hook, note(record), {**keywords, "prepend": True})
-        for name, record in records.items()
-    ]
+    hooks = []
     if decide:
-        hooks.append((model.register_forward_pre_hook, before, {**keywords, "prepend": True}))
+        options = {"with_kwargs": True, "prepend": True}
+        hooks.append((model.register_forward_pre_hook, before, options))
         hooks.append((model.register_forward_hook, after))
-    with hooked(*hooks):
-        yield records
+    with recorder.attached(), hooked(*hooks):
+        yield recorder.records
 
 
-def given_to(arguments: tuple, keywords: Mapping) -> Tensor:
-    """The input of a linear layer, however it was called."""
-    return arguments[0] if arguments else keywords["input"]
-
-
-def _kept(arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
-    """Arguments of a pass, of which tensors may be overwritten in it."""
-    copied = tuple(each.clone() if isinstance(each, Tensor) else each for each in arguments)
-    return copied, {
-        name: each.clone() if isinstance(each, Tensor) else each for name, each in keywords.items()
-    }
+def _call(model: nn.Module, given: tuple[tuple, dict]) -> Any:
+    arguments, keywords = given
+    return model(*arguments, **keywords)
 
 
 def try_relu(
     model: nn.Module,
     records: Mapping[str, LayerRecord],
-    arguments: tuple,
-    keywords: dict,
+    batch: Batch,
+    device: torch.device,
     names: Sequence[str] | None = None,
+    expected: Trace | None = None,
 ) -> Trace:
-    """Hold each record's ReLU against one pass of a model in evaluation mode, see `capture`.
+    """Hold each record's ReLU against one batch of a model in evaluation mode, see `capture`.
 
-    Returns the trace of the pass over the modules called `names`.
+    Each is tried by itself on the first few samples, which is enough to refute most; all that are
+    left are tried together on the batch, and only if that fails, one by one. A ReLU that changes
+    nothing beside others changes nothing alone: every module with parameters is given the same in
+    both, to the last bit.
+
+    Parameters
+    ----------
+    names : sequence of str, optional
+        Modules by which passes are compared; those that have parameters unless given.
+    expected : Trace, optional
+        What happens over these, where passes are known to agree whatever the random states.
+
+    Returns
+    -------
+    Trace
+        Of a pass over the batch.
     """
-    if names is None:
-        names = traced_modules(model, list(records))
-    once = trace(model, names, arguments, keywords)
-    with random_state_kept():
-        again = trace(model, names, arguments, keywords)
-    for name, record in records.items():
-        if record.refuted or not agree(once, again):
-            record.refuted = True
-            continue
+    names = traced_modules(model, list(records)) if names is None else names
 
-        layer, run = model.get_submodule(name), (again, model, names, arguments, keywords)
-        record.refuted = not _agrees(*run, with_output(layer, torch.relu))
-        if not (record.refuted or record._noticed):
-            # Outputs that are too coarse to show other values, such as an argmax, show nothing.
-            other = with_output(layer, lambda output: 1.5 * output.relu() + 1)
-            record._noticed = not _agrees(*run, other)
-    return again
+    def agrees(expected: Trace, batch: Batch, *hooks) -> bool:
+        with random_state_kept(), hooked(*hooks):
+            try:
+                return agree(expected, trace(model, names, lambda: batch.run(model, device)))
+            except Exception:
+                return False
 
+    def without_hooks(batch: Batch) -> Trace:
+        with random_state_kept():
+            return trace(model, names, lambda: batch.run(model, device))
 
-def _agrees(expected: Trace, model: nn.Module, names, arguments, keywords, *hooks) -> bool:
-    """Whether a pass with hooks has the same trace; not, if it fails."""
-    with random_state_kept(), hooked(*hooks):
+    relus = {
+        name: with_output(model.get_submodule(name), torch.relu)
+        for name, record in records.items()
+        if not record.refuted
+    }
+    if expected is None:
+        # Random states move on in between: a network that draws from them is not decided on.
+        once = trace(model, names, lambda: batch.run(model, device))
+        expected = without_hooks(batch)
+        if not agree(once, expected):
+            relus.clear()
+    elif not expected.outputs:
+        relus.clear()
+
+    def keep(held: Mapping[str, tuple]) -> None:
+        for name in set(relus) - set(held):
+            del relus[name]
+
+    head, head_expected = batch.part(slice(0, _HEAD)), None
+    if relus and len(batch) > 2 * _HEAD:
         try:
-            return agree(expected, trace(model, names, arguments, keywords))
+            head_expected = without_hooks(head)
         except Exception:
-            return False
+            pass  # the network takes no other number of samples
+        else:
+            keep({name: hook for name, hook in relus.items() if agrees(head_expected, head, hook)})
+    if relus and not agrees(expected, batch, *relus.values()):
+        keep({name: hook for name, hook in relus.items() if agrees(expected, batch, hook)})
+    for name, record in records.items():
+        record.refuted = name not in relus
+        if not (record.refuted or record.noticed):
+            # Outputs that are too coarse to show other values, such as an argmax, show nothing.
+            other = with_output(model.get_submodule(name), lambda output: 1.5 * output.relu() + 1)
+            if head_expected is not None:
+                record.noticed = not agrees(head_expected, head, other)
+            record.noticed = record.noticed or not agrees(expected, batch, other)
+    return expected
 
 
-def checked(batches: Iterable[Any]) -> Iterator[Tensor]:
-    """Those batches that have samples.
-
-    Raises
-    ------
-    ValueError
-        If there is no batch, or one without samples.
-    TypeError
-        If a batch is not a tensor.
-    """
-    samples = 0
-    for batch in batches:
-        if not isinstance(batch, Tensor):
-            raise TypeError(
-                f"a calibration batch is a {type(batch).__name__}; it must be a tensor of "
-                "network inputs, so take the labels off: (inputs for inputs, _ in loader)"
-            )
-        samples += len(batch)
-        if len(batch):
-            yield batch
-    if samples == 0:
-        raise ValueError("the calibration set is empty; it must have at least one sample")
-
-
-def run_batches(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def run_batches(model: nn.Module, batches: Iterable[Any]) -> None:
     """Pass batches of network inputs through a model in evaluation mode, on its device.
 
     Model and batches are left as they are, see `ddlr.untouched.untouched`.
 
     Raises
     ------
-    ValueError
-        If there is no batch, or one without samples.
-    TypeError
-        If a batch is not a tensor.
+    ValueError, TypeError
+        If there is no sample, or a batch is of another form, see `ddlr.calls.as_batches`.
     """
+    batches = as_batches(batches)
+    check_call(model, batches)
     with untouched(model) as device:
-        for batch in checked(batches):
-            model(batch.to(device, copy=True))
+        for batch in batches:
+            batch.run(model, device)
 
 
-class OutputError(ValueError):
-    """Outputs of a network that can not be compared: not one tensor, or not finite."""
-
-
-def one_tensor(output: object) -> Tensor:
-    """What a network gave, in single precision at least, if it is a tensor with samples.
-
-    Raises
-    ------
-    OutputError
-        If it is not; says what to do.
-    """
-    if not isinstance(output, Tensor):
-        raise OutputError(
-            f"the network's output is a {type(output).__name__}, where it must be one tensor to be "
-            "compared with another network's; wrap the network in a module that returns the "
-            "tensor that counts"
-        )
-    if output.ndim == 0 or output.is_complex():
-        raise OutputError(
-            f"the network's output is of shape {tuple(output.shape)} and {output.dtype}; it must "
-            "be real, and its first dimension that of the samples"
-        )
-    return output.to(torch.promote_types(output.dtype, torch.float32))
-
-
-def outputs_of(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    """Outputs of a network in evaluation mode, all batches in one, shape (rows, outputs).
-
-    Leading dimensions are flattened, as those of a layer in a capture.
-
-    Raises
-    ------
-    OutputError
-        If an output is not one tensor, or their last dimensions differ.
-    """
-    with untouched(model) as device:
-        outputs = [one_tensor(model(batch.to(device, copy=True))) for batch in batches]
-    rows = [each.flatten(0, -2) if each.ndim > 1 else each[:, None] for each in outputs]
-    if len({each.shape[1] for each in rows}) > 1:
-        raise OutputError(
-            "the last dimension of the network's output is not the same in all batches"
-        )
-    return torch.cat(rows)
-
-
-def is_sole_consumer(
-    model: nn.Module, name: str, following: str, batches: Sequence[Tensor]
-) -> bool:
+def is_sole_consumer(model: nn.Module, name: str, following: str, batches: Sequence[Batch]) -> bool:
     """Whether a layer's outputs reach the network's outputs through one other layer alone.
 
     Tried out on all batches: the layer's outputs are set to zero, and moved far up, while the other
@@ -331,44 +210,56 @@ def is_sole_consumer(
     def give(_module, arguments, keywords):
         if arguments:
             return (given[0].clone(), *arguments[1:]), keywords
-        return arguments, {**keywords, "input": given[0].clone()}
+        return arguments, dict.fromkeys(keywords, given[0].clone())
 
     def called(_module, _arguments, _output):
         calls.append(None)
 
+    def traced(batch: Batch, device: torch.device, *hooks) -> Trace:
+        with random_state_kept(), hooked(*hooks):
+            return trace(model, names, lambda: batch.run(model, device))
+
+    def same(before: Trace, batch: Batch, device: torch.device, *hooks) -> bool:
+        try:
+            return agree(before, traced(batch, device, *hooks))
+        except Exception:
+            return False
+
     with untouched(model) as device:
-        for batch in (batch.to(device) for batch in batches if len(batch)):
+        for batch in batches:
             given.clear()
             calls.clear()
-            noted = (
+            before = traced(
+                batch,
+                device,
                 (other.register_forward_pre_hook, note, {"with_kwargs": True}),
                 (layer.register_forward_hook, called),
             )
-            with random_state_kept(), hooked(*noted):
-                before = trace(model, names, (batch,), {})
             if not len(given) == len(calls) == 1:
                 return False
             # After the hooks of the owner, where the inputs were noted.
             kept = (other.register_forward_pre_hook, give, {"with_kwargs": True})
-            for change in _CHANGES:
-                if not _agrees(
-                    before, model, names, (batch,), {}, kept, with_output(layer, change)
-                ):
-                    return False
+            if not all(
+                same(before, batch, device, kept, with_output(layer, change)) for change in _CHANGES
+            ):
+                return False
     return True
 
 
 def reaches(
-    model: nn.Module, layers: Sequence[str], following: str, batches: Sequence[Tensor]
+    model: nn.Module, layers: Sequence[str], following: str, batches: Sequence[Batch]
 ) -> bool:
     """Whether what a layer is given depends on the outputs of any of some layers, or its own."""
+
+    def given(batch: Batch, device: torch.device, *hooks) -> tuple:
+        with random_state_kept(), hooked(*hooks):
+            return trace(model, [following], lambda: batch.run(model, device)).given
+
     with untouched(model) as device:
-        for batch in (batch.to(device) for batch in batches):
-            with random_state_kept():
-                before = trace(model, [following], (batch,), {}).given
+        for batch in batches:
+            before = given(batch, device)
             for change in _CHANGES:
                 moved = [with_output(model.get_submodule(name), change) for name in layers]
-                with random_state_kept(), hooked(*moved):
-                    if trace(model, [following], (batch,), {}).given != before:
-                        return True
+                if given(batch, device, *moved) != before:
+                    return True
     return False

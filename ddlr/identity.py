@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -17,7 +16,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ddlr.trials import is_compiled
-from ddlr.untouched import set_values
 
 # Hooks that compute a layer's weight from others before each call. What takes the layer's place
 # has the weight itself.
@@ -30,7 +28,6 @@ _HOOK_KINDS = (
 )
 _LEAF = type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType
 _PLAIN = str | bytes | int | float | complex | None
-_LINEAR_WITHIN = 100  # roundings of a product's norm
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -55,7 +52,7 @@ def copied(model: nn.Module) -> nn.Module:
 
     _walk(model, seen)
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, dict(memo))
     except Exception as error:
         raise ValueError(f"{_uncopied(model, memo)} can not be copied: {error}") from error
 
@@ -188,22 +185,6 @@ def _is_bias(name: str) -> bool:
 # --- what a layer computes -------------------------------------------------------------------
 
 
-def is_linear_map(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> bool:
-    """Whether a layer's outputs are ``inputs @ weight.T + bias``, but for rounding."""
-    weight = layer.weight
-    if not (isinstance(weight, Tensor) and weight.is_floating_point()):
-        return False
-    try:
-        expected = functional.linear(inputs, weight, layer.bias)
-        off = torch.linalg.vector_norm((outputs - expected).double())
-        within = _LINEAR_WITHIN * torch.finfo(outputs.dtype).eps
-        norm = torch.linalg.vector_norm(expected.double())
-    except (RuntimeError, TypeError):
-        return False
-    # What is not finite is named with the layer's activations.
-    return not bool(off > within * norm)
-
-
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer's weight and bias are its own parameters, computed from nothing else."""
     return (
@@ -242,6 +223,19 @@ def check_model(model: nn.Module, names: Sequence[str]) -> None:
                 raise ValueError(f"layer {name!r}: its {kind} is on the meta device, and no values")
 
 
+def adapter_of(model: nn.Module, name: str) -> str:
+    """Why a layer is not compressed, if it belongs to an adapter, as of LoRA; or ""."""
+    parts = name.split(".")
+    for depth in range(len(parts)):
+        holder = model.get_submodule(".".join(parts[:depth]))
+        if isinstance(getattr(holder, "base_layer", None), nn.Module):
+            return (
+                f"belongs to an adapter, a {type(holder).__name__}; merge it first (in peft: "
+                "model.merge_and_unload()) and compress the merged network"
+            )
+    return ""
+
+
 # --- who else reads it -----------------------------------------------------------------------
 
 
@@ -273,33 +267,3 @@ def _span(tensor: Tensor) -> tuple[int, int]:
         return 0, 0
     reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
-
-
-class StandIn(nn.Module):
-    """Gives in turn what a layer gave, and has weights that are not the layer's.
-
-    If a network with stand-ins for layers gives what it gave, then nothing but the layers' calls
-    depends on their weights, and what takes their place is what is called.
-    """
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.outputs: list[Tensor] = []
-        for tensor in {id(each): each for each in layer.parameters()}.values():
-            set_values(tensor, _other(tensor.detach()))
-        self.weight = _changed(layer, "weight")
-        self.bias = _changed(layer, "bias")
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.outputs.pop(0).clone()
-
-
-def _other(values: Tensor) -> Tensor:
-    return -values - 1 if values.is_floating_point() else values
-
-
-def _changed(layer: nn.Module, name: str) -> Tensor | None:
-    """The layer's parameter, which was changed, or what it computes in its place, changed."""
-    value = getattr(layer, name)
-    return value if value is None or isinstance(value, nn.Parameter) else _other(value.detach())

@@ -103,6 +103,10 @@ class SelectedLinear(nn.Module):
         return bias.index_copy(0, self.outputs.long(), self.layer.bias)
 
 
+# What a compressed layer may be; an `nn.Linear` besides.
+FORMS = (LowRankLinear, SelectedLinear)
+
+
 @torch.no_grad()
 def compact(model: nn.Module) -> nn.Module:
     """A copy of a compressed network that stores no weights of inputs and outputs left out.

@@ -1,10 +1,12 @@
 """One path from a network to its compressed copy, for every method."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from ddlr.calls import Forward, Samples
 from ddlr.capture_check import select_captured
 from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers, capture_lazily
@@ -15,9 +17,8 @@ from ddlr.method import Method, SolveCache
 from ddlr.network_refit import refit_if_asked
 from ddlr.outputs import Output, check_output, check_trainable
 from ddlr.result import CompressionResult, LayerReport
+from ddlr.selection import Layers
 from ddlr.walk import WalkSettings, check_tolerances, compress_layers
-
-Calibration = Tensor | Iterable[Tensor] | CapturedLayers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class Settings:
     solve_cache : callable
         Called as ``cache(function, *arguments, **keywords)`` for each solve and each refit of a
         layer; it may answer with what it knows of an equal call.
+    memory_limit, max_samples : int
+        How much of the activations is kept, and where; see `ddlr.capture_layers`.
     """
 
     tolerance: float | None = None
@@ -68,18 +71,23 @@ class Settings:
     raise_on_failure: bool = True
     break_even: str | Latency = "parameters"
     solve_cache: SolveCache | None = None
+    memory_limit: int | None = None
+    max_samples: int | None = None
 
 
 def compress_network(
     model: nn.Module,
-    calibration: Calibration,
+    calibration: Any,
     method: Method,
     *,
     relative_tolerance: float | Mapping[str, float] | None = None,
     goal: Goal | None = None,
     refit: str = "none",
     order: str = "parallel",
-    layers: Sequence[str] | None = None,
+    layers: Layers | None = None,
+    exclude: Layers | None = None,
+    forward: Forward | None = None,
+    samples: Samples | None = None,
     output: Output | None = None,
     on_layer: Callable[[LayerReport], None] | None = None,
     settings: Settings | None = None,
@@ -115,7 +123,18 @@ def compress_network(
         solve_cache=settings.solve_cache,
     )
     walk.check(method)
-    captured = _captured(model, calibration, layers, settings.activations, again=goal is not None)
+    captured = _captured(
+        model,
+        calibration,
+        goal is not None,
+        layers,
+        exclude,
+        forward=forward,
+        samples=samples,
+        activations=settings.activations,
+        memory_limit=settings.memory_limit,
+        max_samples=settings.max_samples,
+    )
     if goal is not None:
         return compress_to_goal(model, captured, method, goal, walk, output=output, refit=refit)
     result = compress_layers(model, captured, method, relative_tolerance, walk, on_layer=on_layer)
@@ -137,16 +156,20 @@ def _check_one_of(relative_tolerance: object, goal: object, on_layer: object) ->
 
 def _captured(
     model: nn.Module,
-    calibration: Calibration,
-    layers: Sequence[str] | None,
-    activations: Mapping[str, str] | None,
-    *,
+    calibration: Any,
     again: bool,
+    layers: Layers | None,
+    exclude: Layers | None,
+    **settings,
 ) -> CapturedLayers:
     """The layers to compress, captured now or before; `again` where they are solved repeatedly."""
     if isinstance(calibration, CapturedLayers):
-        if activations is not None:
-            raise ValueError("activations were settled by capture_layers; give them there")
-        return select_captured(model, calibration, layers)
+        for name, value in settings.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name} was settled by capture_layers, whose result is the calibration; give "
+                    "it there"
+                )
+        return select_captured(model, calibration, layers, exclude)
     capture = capture_layers if again else capture_lazily
-    return capture(model, calibration, layers=layers, activations=activations)
+    return capture(model, calibration, layers=layers, exclude=exclude, **settings)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.captured import CapturedLayer, CapturedLayers
-from ddlr.hooks import capture
+from ddlr.linear_maps import as_layer
 from ddlr.proximal import spectral_norm
+from ddlr.recording import record
 from ddlr.result import CompressionResult, LayerReport, SolverStatus
-from ddlr.untouched import untouched
 
 # Relative differences that pass for rounding: of activations of one network in two passes, and of
 # a layer's error measured anew.
@@ -66,7 +66,7 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
     for index, (report, layer) in enumerate(zip(result.layers, captured.layers, strict=True)):
         norm = torch.linalg.vector_norm(layer.targets).item()
         solved_on_compressed = in_cascade and report.status is not SolverStatus.UNCHANGED
-        stored = result.model.get_submodule(report.name)
+        stored = as_layer(result.model.get_submodule(report.name))
         if solved_on_compressed:
             produced = compressed[index][1]
         else:
@@ -94,7 +94,7 @@ def _read(result: CompressionResult, names: list[str], index: int) -> Tensor | f
     """Which outputs of a layer the next one has weights for."""
     if index + 1 == len(names):
         return 1.0
-    return (result.model.get_submodule(names[index + 1]).weight != 0).any(dim=0)
+    return (as_layer(result.model.get_submodule(names[index + 1])).weight != 0).any(dim=0)
 
 
 def _chain(network: nn.Module, captured: CapturedLayers) -> list[tuple[Tensor, Tensor]] | None:
@@ -103,14 +103,9 @@ def _chain(network: nn.Module, captured: CapturedLayers) -> list[tuple[Tensor, T
     None where they are not such a chain up to the network's outputs.
     """
     layers = captured.layers
-    outputs = []
-    with (
-        capture(network, [layer.name for layer in layers], decide=False) as records,
-        untouched(network) as device,
-    ):
-        for batch in captured.batches:
-            if len(batch):
-                outputs.append(network(batch.to(device, copy=True)))
+    outputs: list = []
+    names = [layer.name for layer in layers]
+    records = record(network, names, captured.batches, each=outputs.append)
     if not all(isinstance(each, Tensor) and not each.is_complex() for each in outputs):
         return None
     if not all(record.called for record in records.values()):

@@ -4,18 +4,29 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddlr.arguments import as_number, as_whole_number
+from ddlr.calls import Batch, Forward, as_batches, check_call
 from ddlr.captured import CapturedLayers
 from ddlr.cascade import with_inputs_of
-from ddlr.hooks import OutputError, evaluating, one_tensor
+from ddlr.linear_maps import as_layer
 from ddlr.measure import measured_layer
-from ddlr.outputs import Output, check_outputs, check_trainable, outputs_by_batch, training_loss
+from ddlr.outputs import (
+    Output,
+    OutputError,
+    check_outputs,
+    check_trainable,
+    one_tensor,
+    outputs_by_batch,
+    training_loss,
+)
 from ddlr.result import CompressionResult, SolverStatus
+from ddlr.untouched import evaluating
 
 _BATCH = 1000
 
@@ -23,9 +34,10 @@ _BATCH = 1000
 def refit_network(
     original: nn.Module,
     compressed: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
+    calibration: Any,
     layers: Sequence[str],
     *,
+    forward: Forward | None = None,
     output: Output | None = None,
     epochs: int = 20,
     batch_size: int = 100,
@@ -47,8 +59,9 @@ def refit_network(
     ----------
     original, compressed : nn.Module
         Are left untouched.
-    calibration : Tensor, or iterable of Tensor
-        Network inputs. Of batches of unequal shapes each step takes samples of one.
+    calibration : Tensor, or iterable of batches
+        Network inputs, see `ddlr.compress`. Of batches of unequal shapes each step takes samples of
+        one.
     layers : sequence of str
         Names of the layers that move; all others stay as they are.
     output : {"classes", "binary", "values"} or callable
@@ -80,17 +93,16 @@ def refit_network(
     batch_size = as_whole_number(batch_size, "batch_size", lowest=1)
     learning_rate = as_number(learning_rate, "learning_rate", positive=True)
     temperature = as_number(temperature, "temperature", positive=True)
-    device = next(original.parameters()).device
-    batches = _joined(calibration, device)
-    original_outputs = [outputs_by_batch(original, batch.split(_BATCH)) for batch in batches]
+    batches = as_batches(calibration, forward=forward)
+    check_call(original, batches)
+    batches = _joined(batches)
     original_outputs = [
-        _of_samples(outputs, batch)
-        for outputs, batch in zip(original_outputs, batches, strict=True)
+        _of_samples(outputs_by_batch(original, _parts(batch)), batch) for batch in batches
     ]
     check_outputs(original_outputs, output)
     refitted = copy.deepcopy(compressed)
     if all(
-        torch.equal(torch.cat(outputs_by_batch(refitted, batch.split(_BATCH))), before)
+        torch.equal(torch.cat(outputs_by_batch(refitted, _parts(batch))), before)
         for batch, before in zip(batches, original_outputs, strict=True)
     ):
         return refitted
@@ -106,11 +118,11 @@ def refit_network(
     steps = epochs * sum(math.ceil(len(batch) / batch_size) for batch in batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    with evaluating(refitted), torch.enable_grad():
+    with evaluating(refitted) as device, torch.enable_grad():
         for _ in range(epochs):
             for place, chosen in _minibatches(batches, batch_size, generator):
-                outputs = one_tensor(refitted(batches[place][chosen]))
-                loss = loss_of(original_outputs[place][chosen], outputs)
+                outputs = one_tensor(batches[place].part(chosen).run(refitted, device))
+                loss = loss_of(original_outputs[place][chosen.to(outputs.device)], outputs)
                 if not loss.requires_grad:
                     raise ValueError(
                         "the network's output has no gradient towards the layers to refit; it "
@@ -134,19 +146,24 @@ def refit_network(
     return refitted
 
 
-def _joined(calibration: Tensor | Iterable[Tensor], device: torch.device) -> list[Tensor]:
-    """The network inputs in one tensor, or in batches where their shapes differ."""
-    if isinstance(calibration, Tensor):
-        return [calibration.to(device)]
-    batches = [batch.to(device) for batch in calibration if len(batch)]
-    if not batches:
-        raise ValueError("the calibration set is empty; it must have at least one sample")
-    if len({(batch.shape[1:], batch.dtype) for batch in batches}) == 1:
-        return [torch.cat(batches)]
-    return batches
+def _joined(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Batches in one, where they are tensors of one shape and the network is called on them."""
+    values = [batch.values for batch in batches]
+    if any(batch.forward is not None for batch in batches):
+        return batches
+    if not all(isinstance(each, Tensor) for each in values):
+        return batches
+    if len({(each.shape[1:], each.dtype, each.device) for each in values}) > 1:
+        return batches
+    return [Batch(torch.cat(values))]
 
 
-def _of_samples(outputs: list[Tensor], inputs: Tensor) -> Tensor:
+def _parts(batch: Batch) -> list[Batch]:
+    starts = range(0, len(batch), _BATCH)
+    return [batch] if len(starts) < 2 else [batch.part(slice(at, at + _BATCH)) for at in starts]
+
+
+def _of_samples(outputs: list[Tensor], inputs: Batch) -> Tensor:
     joined = torch.cat(outputs)
     if len(joined) != len(inputs):
         raise ValueError(
@@ -157,12 +174,12 @@ def _of_samples(outputs: list[Tensor], inputs: Tensor) -> Tensor:
 
 
 def _minibatches(
-    batches: list[Tensor], size: int, generator: torch.Generator
+    batches: Sequence[Batch], size: int, generator: torch.Generator
 ) -> Iterator[tuple[int, Tensor]]:
     """The place of a batch and of some of its samples, each sample once, in random order."""
     chunks = []
     for place, batch in enumerate(batches):
-        order = torch.randperm(len(batch), generator=generator).to(batch.device)
+        order = torch.randperm(len(batch), generator=generator)
         chunks += [(place, chosen) for chosen in order.split(size)]
     if len(batches) > 1:
         chunks = [chunks[index] for index in torch.randperm(len(chunks), generator=generator)]
@@ -210,7 +227,7 @@ def _measured_again(result: CompressionResult, captured: CapturedLayers) -> Comp
         layer = layers[report.name]
         if result.order == "cascade" and reports:
             layer = with_inputs_of(result.model, layer, captured.batches)
-        stored = result.model.get_submodule(report.name)
+        stored = as_layer(result.model.get_submodule(report.name))
         unread = result.unread.get(report.name, torch.zeros_like(layer.live_out))
         if result.drops_unread:
             layer = layer.reading(~unread)

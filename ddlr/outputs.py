@@ -5,13 +5,14 @@ their shapes differ, as with sequences of unequal length.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddlr.hooks import OutputError, evaluating, one_tensor
+from ddlr.calls import Batch
+from ddlr.untouched import evaluating
 
 KINDS = ("classes", "binary", "values")
 Output = str | Callable[[Tensor, Tensor], Tensor | float]
@@ -46,8 +47,34 @@ def check_trainable(output: Output | None) -> None:
         )
 
 
-def outputs_by_batch(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
-    """Outputs of a network in evaluation mode, in its own shape, for each batch with samples.
+class OutputError(ValueError):
+    """Outputs of a network that can not be compared: not one tensor, or not finite."""
+
+
+def one_tensor(output: object) -> Tensor:
+    """What a network gave, in single precision at least, if it is a tensor with samples.
+
+    Raises
+    ------
+    OutputError
+        If it is not; says what to do.
+    """
+    if not isinstance(output, Tensor):
+        raise OutputError(
+            f"the network's output is a {type(output).__name__}, where it must be one tensor to be "
+            "compared with another network's; say which of it counts: "
+            "forward=lambda model, batch: model(...).logits"
+        )
+    if output.ndim == 0 or output.is_complex():
+        raise OutputError(
+            f"the network's output is of shape {tuple(output.shape)} and {output.dtype}; it must "
+            "be real, and its first dimension that of the samples"
+        )
+    return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def outputs_by_batch(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
+    """Outputs of a network in evaluation mode, in its own shape, for each batch.
 
     Raises
     ------
@@ -56,7 +83,7 @@ def outputs_by_batch(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor
         network leaves out.
     """
     with evaluating(model) as device, torch.no_grad():
-        outputs = [one_tensor(model(batch.to(device))) for batch in batches if len(batch)]
+        outputs = [one_tensor(batch.run(model, device)) for batch in batches]
     bad = sum(int((~(each < math.inf)).sum()) for each in outputs)
     if bad:
         raise OutputError(
@@ -66,7 +93,7 @@ def outputs_by_batch(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor
     return outputs
 
 
-def network_outputs(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, ...]:
+def network_outputs(model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, ...]:
     """As `outputs_by_batch`, but all batches in one tensor where their shapes allow it."""
     outputs = outputs_by_batch(model, batches)
     if len({each.shape[1:] for each in outputs}) == 1:

@@ -148,6 +148,41 @@ class LayerReport:
     shortfall: float = math.nan
 
 
+class SkippedStatus(StrEnum):
+    """Why weights were left as they are."""
+
+    NOT_CALLED = "not_called"
+    NOT_REPLACEABLE = "not_replaceable"
+    PACKED = "packed"
+
+
+@dataclass(frozen=True)
+class SkippedWeights:
+    """Weights of a network that were left as they are, though layers like them are compressed.
+
+    Attributes
+    ----------
+    name : str
+        Of the layer, or of the parameter where that is part of something else.
+    parameters : int
+        How many weights.
+    share : float
+        Their share of all weights of this kind in the network, compressed or not.
+    status : SkippedStatus
+        "not_called": no calibration sample reaches the layer. "not_replaceable": something speaks
+        against replacing it. "packed": they are part of a module that is no layer by itself, such
+        as the projections of `nn.MultiheadAttention` or an `nn.LSTM`.
+    reason : str
+        In words.
+    """
+
+    name: str
+    parameters: int
+    share: float
+    status: SkippedStatus
+    reason: str
+
+
 @dataclass(frozen=True)
 class GoalReport:
     """How a network that was compressed to a goal meets it.
@@ -186,7 +221,8 @@ class CompressionResult:
     were solved and measured: "parallel", the original network's; "cascade", those that the
     compressed layers before them give. `drops_unread` says whether the bounds leave out outputs
     that the next layer does not read. `unread` says by layer which of its outputs nothing reads,
-    shape (out_features,): their weights are zero, and bounds are not about them.
+    shape (out_features,): their weights are zero, and bounds are not about them. `skipped` lists
+    the weights that were left as they are though layers like them are compressed.
     """
 
     model: nn.Module
@@ -195,6 +231,7 @@ class CompressionResult:
     order: str = "parallel"
     drops_unread: bool = False
     unread: Mapping[str, Tensor] = field(default_factory=dict)
+    skipped: tuple[SkippedWeights, ...] = ()
 
 
 class ConvergenceError(RuntimeError):

@@ -54,6 +54,7 @@ class Routes:
         self._choices: _Choices | None = None
         self._shapes: dict[str, list[tuple]] = {}
         self._chosen: dict[str, tuple] = {}
+        self.paused = False
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -71,6 +72,8 @@ class Routes:
 
     def _note(self, name: str):
         def hook(_layer, _arguments, output):
+            if self.paused:
+                return
             self._shapes[name].append(tuple(output.shape))
             self._chosen[name] = tuple(self._choices.noted)
 

@@ -117,8 +117,8 @@ def is_compiled(module: nn.Module) -> bool:
     return by_method or (kind is not None and isinstance(module, kind))
 
 
-def trace(model: nn.Module, names: Sequence[str], arguments: tuple, keywords: dict) -> Trace:
-    """Run a network and say what happened, see `Trace`. The arguments are left as they are."""
+def trace(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> Trace:
+    """Say what happens in a pass of a network, see `Trace`; `run` makes it, and returns."""
     given = []
 
     def note(name: str) -> Callable:
@@ -132,18 +132,8 @@ def trace(model: nn.Module, names: Sequence[str], arguments: tuple, keywords: di
         for name in names
     ]
     with hooked(*hooks):
-        outputs = model(*_cloned(arguments), **_cloned(keywords))
+        outputs = run()
     return Trace(tuple(given), tuple(map(digest, leaves(outputs))))
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if type(value) in (tuple, list):
-        return type(value)(map(_cloned, value))
-    if type(value) is dict:
-        return {key: _cloned(one) for key, one in value.items()}
-    return value
 
 
 def agree(one: Trace, other: Trace) -> bool:

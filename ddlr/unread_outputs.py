@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ddlr.calls import Batch
 from ddlr.captured import CapturedLayer
 from ddlr.dead_weights import has_dead_weights, remove_dead_weights
 from ddlr.hooks import is_sole_consumer
@@ -36,7 +37,7 @@ def remove_unread(
     model: nn.Module,
     compressed: nn.Module,
     adjacent: Sequence[tuple[str, str]],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
 ) -> Mapping[str, Tensor]:
     """Remove what is dead in compressed layers, where trying it out shows that nothing reads it.
 
@@ -54,4 +55,4 @@ def remove_unread(
 
 
 def _has_own_weights(layer: nn.Module) -> bool:
-    return isinstance(layer, LowRankLinear) or is_plain(layer)
+    return isinstance(layer, LowRankLinear) or (isinstance(layer, nn.Linear) and is_plain(layer))

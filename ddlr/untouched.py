@@ -13,9 +13,8 @@ from torch.nn.parameter import UninitializedTensorMixin
 _MISSING = object()
 
 
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Give Python's, numpy's and torch's random states back as they were."""
+def random_states() -> Callable[[], None]:
+    """A function that puts Python's, numpy's and torch's random states back as they are now."""
     restore: list[Callable[[], None]] = []
     python, cpu = random.getstate(), torch.get_rng_state()
     restore.append(lambda: random.setstate(python))
@@ -27,11 +26,22 @@ def random_state_kept() -> Iterator[None]:
     if numpy is not None:
         legacy = numpy.get_state()
         restore.append(lambda: numpy.set_state(legacy))
+
+    def put_back() -> None:
+        for one in restore:
+            one()
+
+    return put_back
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Give random states back as they were, see `random_states`."""
+    put_back = random_states()
     try:
         yield
     finally:
-        for put_back in restore:
-            put_back()
+        put_back()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The one walk over a network's layers: solve, replace, measure."""
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +18,14 @@ from ddlr.cascade import (
     with_inputs_of,
     with_routes,
 )
-from ddlr.identity import copied, is_plain
+from ddlr.identity import copied
 from ddlr.latency import Latency
-from ddlr.layers import replace_layer, store_linear
+from ddlr.layers import FORMS, replace_layer, store_linear
+from ddlr.linear_maps import as_layer, kind_of
 from ddlr.measure import MeasuredLayer, measured_layer
 from ddlr.method import LayerProblem, Method, SolveCache, solve_problem
 from ddlr.result import CompressionResult, ConvergenceError, LayerReport, SolverResult
+from ddlr.sizes import layer_size
 from ddlr.unread_outputs import adjacent_layers, remove_unread, used_inputs
 
 log = logging.getLogger(__name__)
@@ -143,12 +144,13 @@ def compress_layers(
         behind |= settings.order == "cascade" and result is not None
         result = _checked(layer.name, result, settings.raise_on_failure)
         original = compressed.get_submodule(layer.name)
-        replacement = _stored(original, layer, result, method, settings.break_even)
-        stored = replacement
-        if replacement is original and not is_plain(original):
-            stored = _whole(original, layer)
+        stored = _stored(original, layer, result, method, settings.break_even)
+        if stored is not None:
+            replacement = kind_of(original).wrapped(original, stored)
+            compressed = replace_layer(compressed, layer.name, replacement)
+        else:
+            stored = _as_it_is(original, layer)
         measured.append(measured_layer(stored, layer, tolerances[layer.name], bound, result))
-        compressed = replace_layer(compressed, layer.name, replacement)
         report = measured[-1].report(stored)
         _log(report)
         if on_layer is not None:
@@ -158,12 +160,13 @@ def compress_layers(
     return CompressionResult(
         compressed,
         tuple(
-            each.report(compressed.get_submodule(each.name), unread.get(each.name))
+            each.report(as_layer(compressed.get_submodule(each.name)), unread.get(each.name))
             for each in measured
         ),
         order=settings.order,
         drops_unread=method.drops_unread,
         unread={each.name: each.unread(unread.get(each.name)) for each in measured},
+        skipped=captured.skipped,
     )
 
 
@@ -314,39 +317,52 @@ def check_tolerances(relative_tolerance: float | Mapping[str, float]) -> None:
 
 
 def _stored(
-    original: nn.Linear,
+    original: nn.Module,
     captured: CapturedLayer,
     solved: SolverResult | None,
     method: Method,
     break_even: Latency | None,
-) -> nn.Module:
-    """The layer that takes the original's place: the solved one where that pays."""
+) -> nn.Module | None:
+    """The layer that takes the original's place, or None where that does not pay.
+
+    Of the original, what is not live is set to zero once the layer is to be compressed.
+    """
     if solved is None and not captured.dropped:
-        return original
+        return None
     live_in, live_out = captured.live_in, captured.live_out
     like = next(original.parameters())
     layer = None
     if solved is not None:
         bias = _embed(solved.bias[:, None], live_out)[:, 0]
         layer = method.store(_embed(solved.weight, live_out, live_in), bias)
-    if layer is not None:
+    whole = _as_it_is(original, captured)
+    if layer is not None and not _is_larger(layer, original):
         layer = layer.to(like)
-        if break_even is None:
+        if break_even is None or break_even.keeps(layer, whole, captured.inputs):
             return layer
-        dense = original if is_plain(original) else _whole(original, captured)
-        if break_even.keeps(layer, dense, captured.inputs):
-            return layer
-    layer = copy.deepcopy(original) if is_plain(original) else _whole(original, captured)
-    with torch.no_grad():
-        layer.weight.mul_(live_out[:, None] & live_in)
-        if layer.bias is not None:
-            layer.bias.mul_(live_out)
-    return layer.to(like)
+    if isinstance(original, FORMS):
+        return None
+    weight = whole.weight.detach() * (live_out[:, None] & live_in)
+    bias = None if whole.bias is None else whole.bias.detach() * live_out
+    return store_linear(weight, bias).to(like)
 
 
-def _whole(original: nn.Linear, captured: CapturedLayer) -> nn.Linear:
-    """The layer with a weight of its stored, where it computes it from others."""
-    bias = None if original.bias is None else captured.bias
+def _is_larger(layer: nn.Module, original: nn.Module) -> bool:
+    """Whether a layer stores more than one that was compressed before."""
+    return isinstance(original, FORMS) and (
+        layer_size(layer).parameters > layer_size(as_layer(original)).parameters
+    )
+
+
+def _as_it_is(original: nn.Module, captured: CapturedLayer) -> nn.Module:
+    """The original layer with a weight of its own, where it computes it from others."""
+    kind = kind_of(original)
+    plain = kind.is_plain(original) or isinstance(original, FORMS)
+    return kind.as_layer(original) if plain else _whole(original, captured)
+
+
+def _whole(original: nn.Module, captured: CapturedLayer) -> nn.Linear:
+    bias = None if kind_of(original).bias(original) is None else captured.bias
     return store_linear(captured.weight, bias).to(next(original.parameters()))
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ddlr import CapturedLayers, CompressionResult, capture
-from ddlr.hooks import evaluating, run_batches
+from ddlr.hooks import run_batches
 from ddlr.sizes import BYTES_PER_VALUE, layer_size
+from ddlr.untouched import evaluating
 from experiments.data import Split
 
 _EVALUATION_BATCH = 1000
@@ -85,7 +86,10 @@ def judge_dense(
     network: nn.Module, captured: CapturedLayers, test: Split, held_out: Split
 ) -> Judged:
     """Measure a network once, for all its compressions."""
-    inputs = {"calibration": torch.cat(captured.batches), "held_out": held_out.images}
+    inputs = {
+        "calibration": torch.cat([batch.values for batch in captured.batches]),
+        "held_out": held_out.images,
+    }
     activations = {layer.name: layer.activation for layer in captured.layers}
     with capture(network, list(activations)) as records:
         run_batches(network, held_out.images.split(_EVALUATION_BATCH))

@@ -1,29 +1,35 @@
 """Net-Trim for whole networks: network in, pruned copy and reports out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
+from ddlr.calls import Forward, Samples
 from ddlr.goals import goal_of
 from ddlr.layers import store_linear
 from ddlr.method import LayerProblem, Method
-from ddlr.network import Calibration, Settings, compress_network
+from ddlr.network import Settings, compress_network
 from ddlr.outputs import Output
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import CompressionResult, LayerReport, SolverResult
+from ddlr.selection import Layers
 from nettrim.sparse import refit_sparse, solve_sparse
 
 
 def prune(
     model: nn.Module,
-    calibration: Calibration,
+    calibration: Any,
     *,
     relative_tolerance: float | Mapping[str, float] | None = None,
     constraint: str | None = None,
     penalise_bias: bool = False,
     refit: str = "none",
     order: str = "parallel",
-    layers: Sequence[str] | None = None,
+    layers: Layers | None = None,
+    exclude: Layers | None = None,
+    forward: Forward | None = None,
+    samples: Samples | None = None,
     output: Output | None = None,
     on_layer: Callable[[LayerReport], None] | None = None,
     settings: Settings | None = None,
@@ -60,6 +66,9 @@ def prune(
         refit=refit,
         order=order,
         layers=layers,
+        exclude=exclude,
+        forward=forward,
+        samples=samples,
         output=output,
         on_layer=on_layer,
         settings=settings,

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -110,14 +111,17 @@ def test_code_names_what_there_is(page):
 
 
 @pytest.mark.parametrize("page", [PAGES[0], REPOSITORY / "docs/your-network.md"], ids=name_of)
-def test_examples_run(page):
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they write files
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(200, 12, generator=generator)
-    model = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 4))
+    layers = {"fc1": nn.Linear(12, 30), "relu": nn.ReLU(), "fc2": nn.Linear(30, 4)}
+    model = nn.Sequential(OrderedDict(layers))
     held_out = torch.randn(100, 12, generator=generator)
     names = {
         "model": model,
         "calibration": inputs,
+        "loader": [(inputs, torch.zeros(200))],
         "inputs": held_out,
         "labels": model(held_out).argmax(dim=1),
     }

@@ -6,10 +6,14 @@ is what is tested.
 """
 
 import re
+import subprocess
+import sys
+import tempfile
 import unittest
 from importlib.metadata import distribution, distributions
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,7 +21,7 @@ from torch import nn
 import ddlr
 import nettrim
 
-DECLARED = {"torch", "numpy"}
+DECLARED = {"torch", "numpy", "safetensors"}
 OF_THE_ENVIRONMENT = {"pip", "setuptools", "wheel"}
 OF_EXPERIMENTS = (
     "cvxpy",
@@ -28,6 +32,9 @@ OF_EXPERIMENTS = (
     "matplotlib",
     "mosek",
     "omegaconf",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "pandas",
     "scipy",
     "sklearn",
@@ -92,6 +99,27 @@ class TestBareInstallation(unittest.TestCase):
                 self.assertEqual(result.model(calibration).shape, (200, 3))
         result = ddlr.compress(model, calibration, relative_tolerance=0.3, method="fewest_weights")
         self.assertLess(sum(each.parameters_kept for each in result.layers), 240)
+
+    def test_a_compressed_network_is_a_file_that_the_command_reads(self):
+        model, calibration = small_network()
+        result = nettrim.prune(model, calibration, relative_tolerance=0.3)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "small.safetensors"
+            ddlr.save(result, path)
+            for loaded in (ddlr.load(path), ddlr.load(path, small_network()[0])):
+                self.assertTrue(torch.equal(loaded(calibration), ddlr.load(path)(calibration)))
+            command = Path(sys.executable).with_name("ddlr")
+            said = subprocess.run([command, "info", path], capture_output=True, text=True)
+            self.assertEqual((said.returncode, said.stderr), (0, ""))
+            self.assertIn("all", said.stdout)
+            with self.assertRaisesRegex(ImportError, "pip install onnx onnxscript onnxruntime"):
+                ddlr.to_onnx(result, calibration, Path(folder) / "small.onnx")
+
+    def test_the_command_has_the_methods_of_both_libraries(self):
+        command = Path(sys.executable).with_name("ddlr")
+        said = subprocess.run([command, "compress", "--help"], capture_output=True, text=True)
+        for method in ("nuclear", "lowest_rank", "fewest_weights", "nettrim"):
+            self.assertIn(method, said.stdout)
 
     def test_several_processes_ask_for_joblib_by_name(self):
         model, calibration = small_network()

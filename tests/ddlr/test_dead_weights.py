@@ -9,6 +9,7 @@ from torch import nn
 import ddlr
 import doors
 from ddlr import unread_outputs
+from ddlr.calls import as_batches
 from ddlr.dead_weights import remove_dead_weights
 
 METHODS = {
@@ -49,7 +50,7 @@ def test_units_that_nothing_reads_go_and_take_those_before_them_along():
         model[4].weight[:, 0] = 0  # the last layer does not read unit 0 of the second
         model[2].weight[1:, 2] = 0  # which alone reads unit 2 of the first
         before = model(inputs)
-        unread = remove_dead_weights(model, [("0", "2"), ("2", "4")], [inputs])
+        unread = remove_dead_weights(model, [("0", "2"), ("2", "4")], as_batches(inputs))
         assert torch.equal(model(inputs), before)
     assert unread["0"].tolist() == [False, False, True, False, False]
     assert unread["2"].tolist() == [True, False, False, False]
@@ -65,7 +66,7 @@ def test_constant_units_go_into_the_next_bias(value):
         before = model(inputs)
         shift = model[2].weight[:, 1] * max(value, 0)
         bias = model[2].bias.clone()
-        remove_dead_weights(model, [("0", "2"), ("2", "4")], [inputs])
+        remove_dead_weights(model, [("0", "2"), ("2", "4")], as_batches(inputs))
         assert torch.allclose(model(inputs), before, atol=1e-6)
     assert not model[2].weight[:, 1].any()
     assert torch.allclose(model[2].bias, bias + shift)
@@ -79,7 +80,7 @@ def test_without_a_bias_to_take_it_only_a_constant_of_zero_goes():
         model[0].weight[:2] = 0
         model[0].bias[:2] = torch.tensor([0.5, -0.5])
         before = model(inputs)
-        remove_dead_weights(model, [("0", "2")], [inputs])
+        remove_dead_weights(model, [("0", "2")], as_batches(inputs))
         assert torch.equal(model(inputs), before)
     assert model[2].weight[:, 0].any() and not model[2].weight[:, 1].any()
 
@@ -94,7 +95,7 @@ def test_one_removal_leads_to_the_next_through_low_rank_layers_too():
             weight, bias = model[place].weight, model[place].bias
             model[place] = ddlr.LowRankLinear.from_weight(weight, bias)
         before = model(inputs)
-        remove_dead_weights(model, [("0", "2"), ("2", "4")], [inputs])
+        remove_dead_weights(model, [("0", "2"), ("2", "4")], as_batches(inputs))
         assert torch.allclose(model(inputs), before, atol=1e-6)
         assert not any(model[place].weight.any() for place in (0, 2, 4))
 

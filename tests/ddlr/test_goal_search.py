@@ -15,10 +15,9 @@ from ddlr.allocate import frontier, layer_options
 from ddlr.compression import FEWEST_WEIGHTS
 from ddlr.goal_search import Networks, reach
 from ddlr.goals import Goal, Option, settled
-from ddlr.hooks import outputs_of
 from ddlr.outputs import divergence
 from ddlr.walk import WalkSettings
-from doors import svd
+from doors import outputs_of, svd
 from experiments.data import load_dataset
 from experiments.methods.closed_forms import SVD
 from experiments.metrics import accuracy
@@ -271,7 +270,7 @@ def test_a_goal_may_be_of_some_layers(method, refit, network, captured):
             kept_fraction=0.2,
             output="classes",
         )
-        for calibration in (captured, captured.batches[0])
+        for calibration in (captured, captured.batches[0].values)
     ]
     for result in found:
         assert [report.name for report in result.layers] == names

@@ -202,8 +202,8 @@ def broken_weight() -> nn.Module:
         ({"calibration": torch.full((4, 8), float("inf"))}, "layer '0': inputs has 32 values"),
         ({"calibration": torch.zeros(0, 8)}, "calibration set is empty"),
         ({"calibration": []}, "calibration set is empty"),
-        ({"layers": ["1"]}, "layer '1' is not an nn.Linear"),
-        ({"layers": ["fc9"]}, "layer 'fc9' is not an nn.Linear"),
+        ({"layers": ["1"]}, "layer '1', named in layers, is a ReLU, and no linear layer"),
+        ({"layers": ["fc9"]}, "layer 'fc9', named in layers, is no layer"),
         ({"activations": {"7": "relu"}}, "activations names layer '7'"),
         ({"activations": {"0": "gelu"}}, r"activations\['0'\] is 'gelu'"),
         ({"constraint": "ball"}, "constraint is 'ball'"),
@@ -211,7 +211,7 @@ def broken_weight() -> nn.Module:
         ({"ridge": float("nan")}, "ridge is nan"),
         ({"ridge": "a lot"}, "ridge is 'a lot'"),
         ({"model": broken_weight()}, "layer '2': its weight has 1 values that are not finite"),
-        ({"model": nn.Sequential(nn.Conv2d(1, 1, 1))}, "no nn.Linear layer"),
+        ({"model": nn.Sequential(nn.Conv2d(1, 1, 1))}, "no fully connected layer"),
     ],
 )
 @pytest.mark.parametrize("method", METHODS)

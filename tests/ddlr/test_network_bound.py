@@ -40,7 +40,7 @@ def test_the_error_of_the_outputs_is_within_it(method, order, refit, network, ca
         if order == "cascade" and refit == "network":
             assert math.isnan(bound)  # no layer has a bound, and what was measured is no proof
             continue
-        assert 0 < error_of(network, result.model, captured.batches[0]) <= bound * ROUNDING
+        assert 0 < error_of(network, result.model, captured.batches[0].values) <= bound * ROUNDING
         if order == "cascade":  # the last layer's own promise
             last = result.layers[-1]
             assert bound <= last.relative_bound * (1 + last.violation) * ROUNDING
@@ -93,7 +93,7 @@ def test_layers_that_are_kept_pass_errors_on(method, order, kept, network, captu
         if order == "cascade" and refit == "network":
             assert math.isnan(bound)
             continue
-        assert 0 < error_of(network, result.model, captured.batches[0]) <= bound * ROUNDING
+        assert 0 < error_of(network, result.model, captured.batches[0].values) <= bound * ROUNDING
 
 
 class SilentPath(nn.Module):
@@ -212,7 +212,7 @@ def test_there_is_none_where_only_some_layers_were_captured_or_compressed(
     assert math.isnan(ddlr.output_bound(network, result, captured))
     last = svd(network, captured.only(["fc2", "fc3"]), relative_tolerance=0.2)
     bound = ddlr.output_bound(network, last, captured.only(["fc2", "fc3"]))
-    assert error_of(network, last.model, captured.batches[0]) <= bound * ROUNDING
+    assert error_of(network, last.model, captured.batches[0].values) <= bound * ROUNDING
 
 
 @pytest.mark.parametrize("order", ["parallel", "cascade"])
@@ -221,7 +221,7 @@ def test_a_goal_reports_the_error_and_its_bound(method, order, network, captured
     for goal in ({"kept_fraction": 0.5}, {"max_output_error": 0.3}):
         result = METHODS[method](network, captured, **goal, order=order, tolerances=(0.1, 0.2, 0.5))
         report = result.goal
-        error = error_of(network, result.model, captured.batches[0])
+        error = error_of(network, result.model, captured.batches[0].values)
         assert report.output_error == pytest.approx(error, rel=1e-4)
         assert report.output_bound == ddlr.output_bound(network, result, captured)
         assert 0 < error <= report.output_bound * ROUNDING

@@ -11,11 +11,10 @@ from torch import nn
 import ddlr
 import doors
 from ddlr import CapturedLayers, SolverStatus, refit_network
-from ddlr.hooks import outputs_of
 from ddlr.layers import numerical_rank
 from ddlr.outputs import divergence
 from ddlr.sizes import layer_size
-from doors import activation_svd, magnitude, magnitude_global, svd
+from doors import activation_svd, magnitude, magnitude_global, outputs_of, svd
 from experiments.networks import mlp_digits
 from experiments.training import train
 
@@ -165,7 +164,7 @@ def test_it_goes_on_from_the_closed_forms(method, network, digits, captured):
 @pytest.mark.parametrize("method", [*METHODS, *CLOSED])
 def test_inputs_alone_are_enough_and_give_the_same(method, network, captured):
     compress = {**METHODS, **CLOSED}[method]
-    images = captured.batches[0]
+    images = captured.batches[0].values
     results = [
         compress(network, calibration, relative_tolerance=0.3, refit="network")
         for calibration in (captured, images)
@@ -179,7 +178,7 @@ def test_inputs_alone_are_enough_and_give_the_same(method, network, captured):
 @pytest.mark.parametrize("method", METHODS)
 def test_of_some_layers_the_others_stay(method, network, captured):
     names = ["0.fc1", "0.fc2"]
-    for calibration in (captured, captured.batches[0]):
+    for calibration in (captured, captured.batches[0].values):
         result = METHODS[method](
             network, calibration, relative_tolerance=0.2, refit="network", layers=names
         )

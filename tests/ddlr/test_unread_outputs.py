@@ -10,6 +10,7 @@ from torch.nn import functional
 import ddlr
 import doors
 from ddlr import LowRankLinear, SolverStatus
+from ddlr.calls import as_batches
 from ddlr.hooks import is_sole_consumer
 from ddlr.layers import numerical_rank
 
@@ -87,7 +88,7 @@ def test_the_network_does_not_see_what_is_dropped(order, network, digits, captur
         dropped = live & (bias == 0)
         assert int(dropped.sum()) == report.outputs_dropped > 0
         bias[dropped] = torch.rand(int(dropped.sum()))
-    for images in (captured.batches[0], digits.held_out.images):
+    for images in (captured.batches[0].values, digits.held_out.images):
         assert torch.equal(otherwise(images), result.model(images))
 
 
@@ -201,7 +202,7 @@ INPUTS = torch.randn(200, 4, generator=GENERATOR) @ torch.randn(4, 12, generator
 @pytest.mark.parametrize("path", [*ALONE, *OTHERWISE])
 def test_whether_one_layer_alone_is_reached_is_found_out(path):
     model = Joined({**ALONE, **OTHERWISE}[path])
-    assert is_sole_consumer(model, "first", "second", [INPUTS]) == (path in ALONE)
+    assert is_sole_consumer(model, "first", "second", as_batches(INPUTS)) == (path in ALONE)
     assert model.training  # as it was, and without a hook
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

@@ -11,7 +11,7 @@ def test_an_entry_comes_back_bit_for_bit_and_in_the_same_layout(tmp_path):
     model = mlp_digits()
     captured = ddlr.capture_layers(model, torch.rand(50, 64))
     store_captured(tmp_path / "a.safetensors", captured, limit_gib=1)
-    inputs = captured.batches[0]
+    inputs = captured.batches[0].values
     loaded = load_captured(tmp_path / "a.safetensors", model, inputs, torch.device("cpu"))
     for mine, theirs in zip(captured.layers, loaded.layers, strict=True):
         assert (mine.name, mine.activation) == (theirs.name, theirs.activation)

@@ -34,7 +34,7 @@ def test_the_cache_keeps_to_its_limit_and_lets_the_longest_unused_go(tmp_path):
         os.utime(path, (2e9 + age, 2e9 + age))
     assert [path.exists() for path in paths] == [False, True, True, False]
     # Used: now the latest.
-    load_captured(paths[1], mlp_digits(), captured.batches[0], torch.device("cpu"))
+    load_captured(paths[1], mlp_digits(), captured.batches[0].values, torch.device("cpu"))
     os.utime(paths[1], (3e9, 3e9))
     store_captured(paths[3], captured, limit_gib=limit)
     assert [path.exists() for path in paths] == [False, True, False, True]

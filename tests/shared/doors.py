@@ -3,9 +3,14 @@
 from dataclasses import fields
 from functools import partial
 
+import torch
+from torch import Tensor, nn
+
 import ddlr
 import nettrim
 from ddlr import CompressionResult, Goal, Settings
+from ddlr.calls import as_batches
+from ddlr.outputs import outputs_by_batch
 from experiments.methods.closed_forms import (
     ACTIVATION_SVD,
     ACTIVATION_SVD_SELECTED,
@@ -43,6 +48,11 @@ def prune(model, calibration, **arguments) -> CompressionResult:
 
 def _by(method, model, calibration, **arguments) -> CompressionResult:
     return ddlr.compress_network(model, calibration, method, **_split(arguments))
+
+
+def outputs_of(model: nn.Module, batches) -> Tensor:
+    """What a network gives for all batches, leading dimensions flattened, (rows, outputs)."""
+    return torch.cat([each.flatten(0, -2) for each in outputs_by_batch(model, as_batches(batches))])
 
 
 svd = partial(_by, SVD)
