@@ -186,13 +186,11 @@ def _in_onnxruntime(module: nn.Module, example: Inputs, threads: int) -> Bound:
     names = [each.name for each in session.get_inputs()]
 
     def bind(inputs: Inputs) -> Callable[[], Any]:
-        if isinstance(inputs, Tensor):
-            inputs = (inputs,)
-        tensors = inputs.values() if isinstance(inputs, Mapping) else inputs
-        arrays = [tensor.numpy() for tensor in tensors]
-        fed = dict(zip(names, arrays, strict=True))
         if isinstance(inputs, Mapping):
             fed = {name: inputs[name].numpy() for name in names}
+        else:
+            tensors = (inputs,) if isinstance(inputs, Tensor) else inputs
+            fed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
         return partial(session.run, None, fed)
 
     return bind
