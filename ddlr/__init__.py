@@ -3,6 +3,7 @@
 from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
+from ddlr.chains import fuse_chains
 from ddlr.compacting import compact
 from ddlr.compression import compress
 from ddlr.convolution_forms import LowRankConvolution, PivotedConvolution
@@ -63,6 +64,7 @@ __all__ = [
     "compress",
     "compress_network",
     "fewest_weights",
+    "fuse_chains",
     "load",
     "lowest_rank",
     "output_bound",
