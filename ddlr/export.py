@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ddlr.compacting import without_sparse_layers
+from ddlr.compacting import compact, without_sparse_layers
 from ddlr.identity import copied
 from ddlr.result import CompressionResult
 
@@ -65,7 +65,7 @@ def to_onnx(
     """
     _need("onnx", "onnxscript", *(["onnxruntime"] if check else []))
     if isinstance(model, CompressionResult):
-        model = model.model
+        model = compact(model.model, run_sparse=False)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
