@@ -173,8 +173,9 @@ def fuse_chains(model: nn.Module) -> nn.Module:
     A run is what follows one another in an `nn.Sequential`: linear layers in any form, activations
     that take each value by itself, `nn.Identity` and `nn.Dropout`. At least one of its layers must
     be low-rank or leave out inputs or outputs. A run ends at a module that is anything else, that
-    has hooks, or that the model holds in another place too. The values between the layers of a run
-    exist no more: it is not for a network that reaches into the `nn.Sequential`, past its own call.
+    has hooks, or whose weights the model holds in another place too. The values between the layers
+    of a run exist no more: it is not for a network that reaches into the `nn.Sequential`, past its
+    own call.
 
     Parameters
     ----------
@@ -192,14 +193,10 @@ def fuse_chains(model: nn.Module) -> nn.Module:
 
 
 def _places(model: nn.Module) -> dict[int, int]:
-    """How many names each module and each parameter has in the model."""
+    """How many names each parameter has in the model."""
     places: dict[int, int] = {}
-    named = (
-        *model.named_modules(remove_duplicate=False),
-        *model.named_parameters(remove_duplicate=False),
-    )
-    for _, held in named:
-        places[id(held)] = places.get(id(held), 0) + 1
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        places[id(parameter)] = places.get(id(parameter), 0) + 1
     return places
 
 
@@ -225,10 +222,10 @@ def _runs(
     With each, whether it is a run that may be fused.
     """
     run: list[tuple[str, nn.Module]] = []
-    for name, module in sequence.named_children():
-        own = places.get(id(module)) == 1 and not _has_hooks(module)
-        starts = own and _is_linear(module, places)
-        if starts or (run and own and type(module) in (*_ELEMENTWISE, *_NOTHING)):
+    for name, module in sequence._modules.items():  # one that stands twice, twice
+        starts = _is_linear(module, places)
+        belongs = starts or (run and type(module) in (*_ELEMENTWISE, *_NOTHING))
+        if belongs and not _has_hooks(module):
             run.append((name, module))
             continue
         if run:

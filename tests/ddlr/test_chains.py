@@ -139,6 +139,15 @@ def test_a_chain_ends_where_something_else_reads_or_follows():
     assert weights(fuse_chains(hooked))[1] == (14, 3)
 
 
+def test_an_activation_may_stand_in_several_places():
+    relu = nn.ReLU()
+    model = made(relu)
+    model[4] = relu
+    fused = fuse_chains(model)
+    assert [type(part) for part in fused] == [LinearChain]
+    check_equal(fused, model, inputs(5))
+
+
 class Sum(nn.Sequential):
     """Reads what each module gives, not the last alone."""
 
