@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.identity import copied, is_plain
-from ddlr.layers import LowRankLinear, SelectedLinear, factorise, replace_layer
+from ddlr.layers import (
+    LowRankLinear,
+    PivotedLinear,
+    SelectedLinear,
+    factorise,
+    replace_layer,
+)
 
 # Take each value by itself and hold no tensors, so that features may come first or be left out.
 _ELEMENTWISE = (
@@ -247,7 +253,7 @@ def _is_linear(module: nn.Module, places: dict[int, int]) -> bool:
         return False
     if type(inner) is nn.Linear:
         return is_plain(inner)
-    return isinstance(inner, LowRankLinear)
+    return isinstance(inner, LowRankLinear | PivotedLinear)
 
 
 def _chain(modules: Sequence[nn.Module]) -> LinearChain | None:
@@ -284,7 +290,8 @@ def _stage(layer: nn.Module) -> Stage:
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
     if isinstance(layer, LowRankLinear):
         return Stage((layer[0].weight.detach(), layer[1].weight.detach()), bias)
-    if isinstance(layer, SelectedLinear) and isinstance(layer.layer, LowRankLinear):
-        left, right = factorise(weight, layer.layer.rank)
-        return Stage((right, left), bias)
-    return Stage((weight,), bias)
+    rank = None if isinstance(layer, nn.Linear) else layer.rank
+    if rank is None:
+        return Stage((weight,), bias)
+    left, right = factorise(weight, rank)
+    return Stage((right, left), bias)
