@@ -21,7 +21,16 @@ from ddlr.sizes import (
 from ddlr.sparse_layers import SparseLinear
 from ddlr.stored_form import StoredForm, store_linear
 
-# TODO
+# A sparse layer runs in CSR where it keeps less than this share of its weights. How many times as
+# fast as `nn.Linear` that was on one busy CPU core, the median (least) of layers from 100 x 300 to
+# 4096 x 1024 at batch 1, 32 and 256:
+#
+#     kept   batch 1        batch 32       batch 256
+#      2 %   2.3 (0.2)      5.0 (2.0)      5.9 (1.9)
+#     10 %   1.1 (0.7)      2.5 (1.0)      1.9 (1.2)
+#     15 %   1.0 (0.4)      2.2 (0.8)      1.4 (0.7)
+#     20 %   0.8 (0.4)      1.6 (1.0)      0.8 (0.4)
+#     30 %   0.6 (0.2)      0.9 (0.3)      0.6 (0.2)
 SPARSE_BELOW = 0.15
 
 
