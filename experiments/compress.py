@@ -149,7 +149,9 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
             cfg.method,
             prepared.network,
             prepared.captured,
-            goal=None if goal == ONE_TOLERANCE else _goal(cfg, prepared, solve_cache, device),
+            goal=None
+            if goal == ONE_TOLERANCE
+            else network_goal(cfg, prepared, solve_cache, device),
             workers=cfg.workers,
             solve_cache=solve_cache,
             on_layer=on_layer if goal == ONE_TOLERANCE else None,
@@ -160,6 +162,7 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
         **judge(prepared, compressed),
         **_goal_measures(compressed.goal),
         "seconds": round(sum(report.seconds for report in compressed.layers), 3),
+        "chosen_by_factors": False,
     }
     errors = layer_errors(prepared.judged, compressed)
     layers = [
@@ -169,7 +172,7 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
     return {"row": row, "layers": layers, "checkpoint": prepared.checkpoint}
 
 
-def _goal(
+def network_goal(
     cfg: DictConfig, prepared: Prepared, solve_cache: SolveCache | None, device: torch.device
 ) -> Goal:
     """The goal of a run, its held-out samples being those that choose settings."""

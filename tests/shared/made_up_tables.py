@@ -191,29 +191,44 @@ def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[d
 
 
 def made_up_inference(networks: tuple[str, ...] = ("lenet_300_100", "lenet5", "vgg_small")):
-    """`inference.csv`: a low-rank network gains with its size, a sparse one at batch 1 only."""
+    """`inference.csv`: low-rank networks gain with the batch, more so fused; sparse ones do not."""
     rows = []
-    for network in networks:
-        for batch in (1, 256):
-            dense = 40.0 * batch**0.8
-            for method, form in (("ddlr", "low_rank+dense"), ("nettrim", "csr+csr")):
-                for tolerance in (0.05, 0.12, 0.3):
-                    kept = min(1.0, METHODS[method][0] * tolerance**-0.75)
-                    cost = 0.15 + kept * (1 if method == "ddlr" else 1.5 * batch**0.3)
-                    rows.append(
-                        {
-                            "model": network,
-                            "method": method,
-                            "form": form,
-                            "relative_tolerance": tolerance,
-                            "kept_fraction": kept,
-                            "batch": batch,
-                            "microseconds": dense * cost,
-                            "microseconds_dense": dense,
-                            "speedup": 1 / cost,
-                            "repetitions": 100,
-                        }
-                    )
+    for network, engine, threads, batch, form in product(
+        networks, ("torch", "onnxruntime"), (1, 2), (1, 32, 256), ("stored", "fused")
+    ):
+        dense = 40.0 * batch**0.8 / threads**0.5 * (0.8 if engine == "onnxruntime" else 1)
+        for method, kept in (("fewest_weights", 0.05), ("ddlr", 0.2), ("nettrim", 0.1)):
+            share = {"stored": 0.25, "fused": 0.5}[form] * (batch / 256) ** 0.2
+            share *= 0.2 if method == "nettrim" else 1
+            rows.append(
+                {
+                    "dataset": "mnist",
+                    "model": network,
+                    "method": method,
+                    "refit": "layer",
+                    "order": "cascade" if method == "fewest_weights" else "parallel",
+                    "seed": 0,
+                    "calibration_samples": 5000,
+                    "accuracy_drop_held_out": 0.9,
+                    "layers": "low_rank+dense",
+                    "kept_fraction": kept,
+                    "multiplications": int(kept * 266200),
+                    "multiplications_dense": 266200,
+                    "promised": 1 / kept,
+                    "file_bytes": int(kept * 4 * 266200),
+                    "load_milliseconds": 2.0,
+                    "file_bytes_dense": 4 * 266200,
+                    "load_milliseconds_dense": 3.0,
+                    "form": form,
+                    "engine": engine,
+                    "threads": threads,
+                    "batch": batch,
+                    "microseconds": dense * kept / share,
+                    "microseconds_dense": dense,
+                    "speedup": share / kept,
+                    "share_of_promise": share,
+                }
+            )
     return pd.DataFrame(rows)
 
 
