@@ -6,6 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -41,6 +42,8 @@ class Memory:
 
     limit: int | None = None
     used: int = field(default=0, init=False)
+    # By address of a storage where what is kept in it ends, in elements.
+    _ends: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         if self.limit is None:
@@ -56,28 +59,67 @@ class Memory:
         tensor = like.new_empty(shape)
         if on_host:
             self.used += size
-            weakref.finalize(tensor, self._give_back, size)
+            # A storage lives as long as any view of it.
+            weakref.finalize(tensor.untyped_storage(), self._give_back, size)
         return tensor
 
     def _give_back(self, size: int) -> None:
         self.used -= size
 
-    def kept(self, rows: Tensor) -> Tensor:
-        """A copy of a tensor where there is room."""
-        room = self.empty(rows.shape, rows)
+    def kept(self, rows: Tensor, after: Tensor | None = None, expected: int = 0) -> Tensor:
+        """A copy of some rows where there is room: right below others, if they have room there.
+
+        So what comes batch by batch lies in one piece at the end, without a second copy of it.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (rows, features)
+        after : Tensor, optional
+            What was kept before.
+        expected : int
+            How many rows are likely to come in all, these and later ones; room is taken for them.
+        """
+        room = None if after is None else self._below(after, rows)
+        if room is None:
+            room = self.empty((max(len(rows), expected), *rows.shape[1:]), rows)[: len(rows)]
+        self._ends[room.untyped_storage().data_ptr()] = _end(room)
         return room.copy_(rows)
 
+    def _below(self, after: Tensor, rows: Tensor) -> Tensor | None:
+        """The room right below some rows for others, if there is any, and nobody has it."""
+        storage = after.untyped_storage()
+        if (after.dtype, after.device) != (rows.dtype, rows.device) or not after.is_contiguous():
+            return None
+        room = storage.nbytes() // after.element_size() - _end(after)
+        if self._ends.get(storage.data_ptr()) != _end(after) or rows.numel() > room:
+            return None
+        return after.as_strided(rows.shape, after.stride(), _end(after))
+
     def joined(self, parts: list[Tensor]) -> Tensor:
-        """Tensors one below the other; the list is emptied."""
-        if len(parts) == 1:
-            return parts.pop()
-        whole = self.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0])
+        """Tensors one below the other, in one piece; the list is emptied."""
+        total = sum(map(len, parts))
+        if all(_follows(*pair) for pair in pairwise(parts)):
+            whole = parts[0].as_strided((total, *parts[0].shape[1:]), parts[0].stride())
+            parts.clear()
+            return whole
+        whole = self.empty((total, *parts[0].shape[1:]), parts[0])
         start = 0
         while parts:  # each is let go of as soon as it is copied
             part = parts.pop(0)
             whole[start : start + len(part)] = part
             start += len(part)
         return whole
+
+
+def _end(rows: Tensor) -> int:
+    """The place behind a contiguous tensor in its storage, in elements."""
+    return rows.storage_offset() + rows.numel()
+
+
+def _follows(one: Tensor, other: Tensor) -> bool:
+    """Whether a tensor lies right below another in the same storage."""
+    same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return same and one.is_contiguous() and other.storage_offset() == _end(one)
 
 
 def _mapped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

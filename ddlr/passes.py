@@ -61,7 +61,13 @@ class Passes:
             why = kind_of(layer).unsupported(layer) or adapter_of(self.model, name)
             self.layers[name] = Recorded(layer, LayerRecord(), refused=why)
         names = [name for name, one in self.layers.items() if not one.refused]
-        recorder = Recorder(self.model, names, memory=self.memory, check=self._check)
+        recorder = Recorder(
+            self.model,
+            names,
+            memory=self.memory,
+            samples=sum(map(len, batches)),
+            check=self._check,
+        )
         for name, record in recorder.records.items():
             self.layers[name].record = record
         self.traced = traced_modules(self.model, list(self.names))

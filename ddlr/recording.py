@@ -1,5 +1,6 @@
 """What the layers of a network are given and give, noted while it runs."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from ddlr.linear_maps import LinearMap, given_to, rows_kind, rows_that_count
 from ddlr.memory import Memory
 from ddlr.trials import hooked
 from ddlr.untouched import untouched
+
+# Room that is taken, by what the first batch needs, where batches keep unequal numbers of rows.
+_SLACK = 1.25
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Recorder:
         Of the layers.
     memory : Memory, optional
         Where rows are kept; in memory unless given.
+    samples : int
+        How many there are in all batches, for which room is taken at once.
     with_inputs, with_outputs : bool
         Whether inputs and outputs are kept.
     check : callable, optional
@@ -82,12 +88,14 @@ class Recorder:
         names: Sequence[str],
         *,
         memory: Memory | None = None,
+        samples: int = 0,
         with_inputs: bool = True,
         with_outputs: bool = True,
         check: Callable[[str, nn.Module, Tensor, Tensor], None] | None = None,
     ):
         self.model, self.memory, self._check = model, memory, check
         self.with_inputs, self.with_outputs = with_inputs, with_outputs
+        self._to_come = samples
         modules = dict(model.named_modules(remove_duplicate=False))
         unknown = [name for name in names if name not in modules]
         if unknown:
@@ -119,6 +127,7 @@ class Recorder:
             return batch.run(self.model, device)
         finally:
             self._batch = None
+            self._to_come -= len(batch)
             self._seen.clear()
 
     def _note(self, name: str) -> Callable:
@@ -137,8 +146,10 @@ class Recorder:
             given = given_to(arguments, keywords)
             rows = rows_that_count(layer, output, self._batch)
             # Cloned at once: an in-place activation would overwrite it.
-            outputs = self._kept(kind.output_rows(layer, output, rows))
-            inputs = self._inputs(kind, layer, given, rows)
+            outputs = self._kept(
+                kind.output_rows(layer, output, rows), record.output_parts, rows is not None
+            )
+            inputs = self._inputs(kind, layer, given, rows, record.input_parts)
             record.shapes.append(tuple(output.shape))
             record.negative |= bool((outputs < 0).any())
             if self._check is not None:
@@ -155,7 +166,12 @@ class Recorder:
         return hook
 
     def _inputs(
-        self, kind: LinearMap, layer: nn.Module, given: Tensor, rows: Tensor | None
+        self,
+        kind: LinearMap,
+        layer: nn.Module,
+        given: Tensor,
+        rows: Tensor | None,
+        before: Sequence[Tensor],
     ) -> Tensor:
         """The rows of a layer's inputs, those of an earlier layer where the tensor is the same."""
         about = kind.about_inputs(layer), None if rows is None else len(rows)
@@ -165,13 +181,18 @@ class Recorder:
             _, version, told, inputs = self._seen[id(given)]
             if (version, told) == (given._version, about):
                 return inputs
-        inputs = self._kept(kind.input_rows(layer, given, rows))
+        inputs = self._kept(kind.input_rows(layer, given, rows), before, rows is not None)
         if sharing:
             self._seen[id(given)] = given, given._version, about, inputs
         return inputs
 
-    def _kept(self, rows: Tensor) -> Tensor:
-        return rows.clone() if self.memory is None else self.memory.kept(rows)
+    def _kept(self, rows: Tensor, before: Sequence[Tensor], chosen: bool) -> Tensor:
+        """A copy of rows, below those of the batches before; `chosen` if they are not all."""
+        if self.memory is None or self._batch is None:
+            return rows.clone()
+        a_sample = len(rows) / len(self._batch) * (_SLACK if chosen else 1)
+        expected = math.ceil(a_sample * max(self._to_come, 0))
+        return self.memory.kept(rows, before[-1] if before else None, expected)
 
 
 def record(
