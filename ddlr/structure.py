@@ -107,8 +107,6 @@ def _make_selected(
     whole_bias: bool,
     layer: Entry,
 ) -> SelectedLinear:
-    if max(in_features, out_features) > _MOST_FEATURES:  # before memory is taken for them
-        raise ValueError(f"it has {in_features} inputs and {out_features} outputs")
     # Which ones comes with the values; how many decides how these are stored.
     kept = [
         torch.arange(total, device="cpu") < number
@@ -222,6 +220,10 @@ def made(entry: Entry) -> nn.Module:
         if form is None:
             raise ValueError(f"a {entry['form']!r}, a form that this version does not know")
         try:
+            sizes = [each for each in entry["arguments"].values() if isinstance(each, int)]
+            # Index sets take memory for them, before the tensors of a file show what is true.
+            if not all(0 <= each <= _MOST_FEATURES for each in sizes):
+                raise ValueError(f"its sizes are {sizes}")
             return form.make(**entry["arguments"])
         except Exception as error:
             raise ValueError(f"a {entry['form']} that can not be made: {error}") from error

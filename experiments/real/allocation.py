@@ -9,7 +9,7 @@ layer, and not in where they save.
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,51 +26,67 @@ log = logging.getLogger(__name__)
 Options = dict[str, list[Option]]
 
 
-def measured_options(network: RealNetwork, method: Method, tolerances: Sequence[float]) -> Options:
-    """Size and effect of each layer at each tolerance, measured on `Data.searching` alone.
+class MeasuredOptions:
+    """What layers are worth at tolerances, by one method, kept in a file.
 
     Parameters
     ----------
-    method : Method
-        A quick one; it decides how an error of a layer is spread over its outputs.
-    tolerances : sequence of float
-    """
-    captured = ddlr.capture_layers(
-        network.model, network.data.searching, layers=network.layers, forward=network.forward
-    )
-    return layer_options(
-        network.model,
-        captured,
-        method,
-        WalkSettings(raise_on_failure=False),
-        tolerances,
-        output=network.output,
-    )
-
-
-def kept_options(path: Path, made_by: dict[str, Any], measure: Callable[[], Options]) -> Options:
-    """Options from a file, or measured and written to it.
-
-    Parameters
-    ----------
+    path : Path
+        Of the file; a tolerance is added as soon as all layers are measured at it.
     made_by : dict
-        What determines them; a file that was made by something else is not used.
-    measure : callable
-        Is called without arguments where there is no such file.
+        What determines the measurements; a file of others is not used.
     """
-    if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["made_by"] == made_by:
-            return _from_json(content["options"])
-        log.info("%s was made by other settings; measuring anew", path)
-    options = measure()
-    write_json(path, {"made_by": made_by, "options": _as_json(options)})
-    return options
 
+    def __init__(self, path: Path, made_by: dict[str, Any]):
+        self._path, self._made_by = path, made_by
+        # By tolerance, as JSON has it: layers to their option at it, where that is smaller.
+        self._known: dict[str, dict[str, dict]] = {}
+        self._dense: dict[str, dict] = {}
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["made_by"] == made_by:
+                self._known, self._dense = content["tolerances"], content["dense"]
 
-def _as_json(options: Options) -> dict[str, list[dict]]:
-    return {name: [dataclasses.asdict(one) for one in each] for name, each in options.items()}
+    def at(self, tolerances: Sequence[float], network: RealNetwork, method: Method) -> Options:
+        """The options of each layer; what the file does not have is measured and added to it.
 
+        On `Data.searching` alone. `method` should be a quick one; it decides how an error of a
+        layer is spread over its outputs.
+        """
+        missing = [each for each in sorted(tolerances) if str(each) not in self._known]
+        if missing:
+            captured = ddlr.capture_layers(
+                network.model,
+                network.data.searching,
+                layers=network.layers,
+                forward=network.forward,
+            )
+        for tolerance in missing:
+            measured = layer_options(
+                network.model,
+                captured,
+                method,
+                WalkSettings(raise_on_failure=False),
+                [tolerance],
+                output=network.output,
+            )
+            self._add(tolerance, measured)
+        return {name: self._of_layer(name, tolerances) for name in self._dense}
 
-def _from_json(content: dict[str, list[dict]]) -> Options:
-    return {name: [Option(**one) for one in each] for name, each in content.items()}
+    def _add(self, tolerance: float, measured: Options) -> None:
+        self._dense = {name: dataclasses.asdict(each[0]) for name, each in measured.items()}
+        self._known[str(tolerance)] = {
+            name: dataclasses.asdict(each[1]) for name, each in measured.items() if len(each) > 1
+        }
+        content = {"made_by": self._made_by, "dense": self._dense, "tolerances": self._known}
+        write_json(self._path, content)
+        log.info("measured all layers at a tolerance of %g", tolerance)
+
+    def _of_layer(self, name: str, tolerances: Sequence[float]) -> list[Option]:
+        """From the layer as it is to the smallest; an option that is no smaller is left out."""
+        options = [Option(**self._dense[name])]
+        for tolerance in sorted(tolerances):
+            option = self._known[str(tolerance)].get(name)
+            if option is not None and option["parameters"] < options[-1].parameters:
+                options.append(Option(**option))
+        return options

@@ -17,7 +17,7 @@ from ddlr.captured import CapturedLayers
 from experiments.configuration import given_goals
 from experiments.methods.configured import method_of
 from experiments.metrics import size_measures
-from experiments.real.allocation import Options, kept_options, measured_options
+from experiments.real.allocation import MeasuredOptions, Options
 from experiments.real.network import RealNetwork
 from experiments.runs.records import identity
 
@@ -121,12 +121,12 @@ def _options(cfg: DictConfig, network: RealNetwork) -> Options | None:
     """What the allocation goes by; None where all layers have one tolerance."""
     if not given_goals(cfg.goal):
         return None
-    method = method_of(cfg.search.method)
-    tolerances = list(cfg.search.tolerances)
     made_by = {name: _deciding(cfg)[name] for name in ("network", "search")}
     del made_by["network"]["calibration_samples"]  # the first of them stay the same
+    del made_by["search"]["tolerances"]  # measured one by one
     path = Path(cfg.output_dir) / "real" / f"options_{identity(made_by)}.json"
-    return kept_options(path, made_by, lambda: measured_options(network, method, tolerances))
+    measured = MeasuredOptions(path, made_by)
+    return measured.at(list(cfg.search.tolerances), network, method_of(cfg.search.method))
 
 
 def _compressed(

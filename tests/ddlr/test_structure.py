@@ -206,6 +206,7 @@ def test_what_a_file_does_not_hold_needs_a_model():
         ({"": {"form": ["eval"], "arguments": {}}}, "a form that this version does not know"),
         ({"": {"form": "LowRankLinear", "arguments": {"rank": -1}}}, "can not be made"),
         ({"": {"form": "SelectedLinear", "arguments": {"layer": 3}}}, "can not be made"),
+        ({"": {"form": "PivotedLinear", "arguments": {"out_features": 10**10}}}, "its sizes are"),
         (
             {"": {"class": "Sequential", "arguments": {}}, "a.b": {"same_as": ""}},
             r"module 'a\.b' is",
