@@ -51,6 +51,12 @@ class Batch:
         first = next(tensors_in(self.values), None)
         return 1 if first is None or first.ndim == 0 else len(first)
 
+    @property
+    def counted(self) -> int:
+        """The number of positions that count by its mask; of samples, where there is none."""
+        mask = self._mask()
+        return len(self) if mask is None else int(mask.sum())
+
     def run(self, model: nn.Module, device: torch.device) -> Any:
         """What the network gives for a copy of the inputs, on its device."""
         values = moved(self.values, device)

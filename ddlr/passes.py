@@ -65,7 +65,7 @@ class Passes:
             self.model,
             names,
             memory=self.memory,
-            samples=sum(map(len, batches)),
+            batches=batches,
             check=self._check,
         )
         for name, record in recorder.records.items():
@@ -87,6 +87,7 @@ class Passes:
                 self.traces.append(seen)
                 recorder.paused = routes.paused = True
                 twin, drew = self._try_stand_ins(twin, batch, recorder, seen, begin)
+                recorder.whole_outputs = {}  # of all layers, and of no further use
                 begin()
                 known = self.replaceable is not None and not drew
                 self._try_relus(batch, device, seen if known else None)

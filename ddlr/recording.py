@@ -17,9 +17,6 @@ from ddlr.memory import Memory
 from ddlr.trials import hooked
 from ddlr.untouched import untouched
 
-# Room that is taken, by what the first batch needs, where batches keep unequal numbers of rows.
-_SLACK = 1.25
-
 
 @dataclass
 class LayerRecord:
@@ -68,8 +65,8 @@ class Recorder:
         Of the layers.
     memory : Memory, optional
         Where rows are kept; in memory unless given.
-    samples : int
-        How many there are in all batches, for which room is taken at once.
+    batches : sequence of Batch
+        Those that are to come, for which room is taken at once.
     with_inputs, with_outputs : bool
         Whether inputs and outputs are kept.
     check : callable, optional
@@ -88,14 +85,15 @@ class Recorder:
         names: Sequence[str],
         *,
         memory: Memory | None = None,
-        samples: int = 0,
+        batches: Sequence[Batch] = (),
         with_inputs: bool = True,
         with_outputs: bool = True,
         check: Callable[[str, nn.Module, Tensor, Tensor], None] | None = None,
     ):
         self.model, self.memory, self._check = model, memory, check
         self.with_inputs, self.with_outputs = with_inputs, with_outputs
-        self._to_come = samples
+        self._samples = sum(len(batch) for batch in batches)
+        self._counted = sum(batch.counted for batch in batches)
         modules = dict(model.named_modules(remove_duplicate=False))
         unknown = [name for name in names if name not in modules]
         if unknown:
@@ -127,7 +125,8 @@ class Recorder:
             return batch.run(self.model, device)
         finally:
             self._batch = None
-            self._to_come -= len(batch)
+            self._samples -= len(batch)
+            self._counted -= batch.counted
             self._seen.clear()
 
     def _note(self, name: str) -> Callable:
@@ -190,8 +189,10 @@ class Recorder:
         """A copy of rows, below those of the batches before; `chosen` if they are not all."""
         if self.memory is None or self._batch is None:
             return rows.clone()
-        a_sample = len(rows) / len(self._batch) * (_SLACK if chosen else 1)
-        expected = math.ceil(a_sample * max(self._to_come, 0))
+        now, to_come = (
+            (self._batch.counted, self._counted) if chosen else (len(self._batch), self._samples)
+        )
+        expected = math.ceil(len(rows) * to_come / now)
         return self.memory.kept(rows, before[-1] if before else None, expected)
 
 

@@ -73,11 +73,12 @@ class Twin:
 
         Also where the stand-ins were not called as often as the layers.
         """
-        for name, layer in self.layers.items():
-            layer.outputs = list(outputs[name])
         begin = random_states()
         with untouched(self.model) as device:
             begin()
+            # Inside, so that they are gone afterwards.
+            for name, layer in self.layers.items():
+                layer.outputs = list(outputs[name])
             try:
                 seen = trace(self.model, names, lambda: batch.run(self.model, device))
             except Exception:

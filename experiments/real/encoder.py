@@ -30,7 +30,7 @@ def load(
     judging_samples: int,
     *,
     longest: int = 48,
-    batch: int = 64,
+    batch: int = 32,
     seed: int = 0,
 ) -> RealNetwork:
     """The encoder with its mean pooling, and sentences for it.
