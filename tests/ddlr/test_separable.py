@@ -14,7 +14,8 @@ from ddlr.convolutions import convolution_of, patches
 from ddlr.inputs import CentredInputs
 from ddlr.layers import SeparableLinear
 from ddlr.linear_maps import as_layer
-from ddlr.separable import Kernel, PatchMoments, SeparableFit
+from ddlr.problem import WarmStart
+from ddlr.separable import Kernel, PatchMoments, SeparableFit, smaller_separable
 
 GEOMETRIES = [
     {"kernel_size": size, "stride": stride, "padding": padding, "dilation": spread}
@@ -138,6 +139,38 @@ def test_a_sweep_lowers_the_loss_to_that_of_least_squares(trained, inputs):
     for factor in (split.down, split.across):
         turned = (factor.grad * factor).abs().sum() / loss  # relative to a change of its own size
         assert turned < 0.05
+
+
+@torch.no_grad()
+def test_the_fewest_terms_are_within_any_radius(trained, inputs):
+    layer = capture_layers(trained, inputs, layers=["2"], max_samples=2000).layers[0]
+    start = WarmStart(layer.weight, layer.bias)
+    found = []
+    for activation in ("relu", "none"):
+        produced = layer.inputs @ layer.weight.T + layer.bias
+        targets = produced.relu() if activation == "relu" else produced
+        for share in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
+            radius = share * targets.norm().item()
+            options = {"activation": activation, "warm_start": start}
+            lowest = ddlr.lowest_rank(layer.inputs, targets, radius, **options)
+            kernel = Kernel((8, 3, 3), 8)
+            solved = smaller_separable(
+                lowest, layer.inputs, targets, radius, kernel=kernel, **options
+            )
+            if solved is None:
+                continue
+            moved = layer.inputs @ solved.weight.T + solved.bias
+            error = moved - targets
+            if activation == "relu":
+                error = torch.where(targets > 0, error, moved.relu())
+            assert error.norm().item() <= radius * (1 + 1e-5)
+            assert solved.violation == pytest.approx(0, abs=1e-5)
+            assert solved.objective == kernel.terms_of(solved.weight)
+            found.append((activation, solved.objective))
+    terms = [[count for name, count in found if name == each] for each in ("relu", "none")]
+    for counts in terms:
+        assert len(counts) > 3 and counts == sorted(counts, reverse=True)
+    assert sum(terms[0]) < sum(terms[1])  # errors where the unit is off are free
 
 
 @torch.no_grad()
