@@ -6,7 +6,7 @@ from ddlr.certificate import Certificate, certify
 from ddlr.chains import fuse_chains
 from ddlr.compacting import compact
 from ddlr.compression import compress
-from ddlr.convolution_forms import LowRankConvolution, PivotedConvolution
+from ddlr.convolution_forms import LowRankConvolution, PivotedConvolution, SeparableConvolution
 from ddlr.export import to_onnx
 from ddlr.files import load, save
 from ddlr.goals import Goal
@@ -50,6 +50,7 @@ __all__ = [
     "PivotedConvolution",
     "PivotedLinear",
     "SelectedLinear",
+    "SeparableConvolution",
     "Settings",
     "SkippedStatus",
     "SkippedWeights",

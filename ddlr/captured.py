@@ -15,6 +15,7 @@ from ddlr.inputs import CentredInputs
 from ddlr.method import LayerProblem
 from ddlr.result import SkippedWeights
 from ddlr.routes import Route
+from ddlr.separable import Kernel
 from ddlr.trials import Trace
 
 
@@ -69,6 +70,8 @@ class CapturedLayer:
         What solves on the same inputs share; made anew unless given.
     on_patches : bool
         Whether it is a convolution, and rows of its inputs are patches.
+    kernel_shape : (int, int, int), optional
+        Channels, height and width of a convolution's kernel, where it may be split in these.
     """
 
     name: str
@@ -82,6 +85,7 @@ class CapturedLayer:
     route: Route | None = field(default=None, repr=False)
     shared: LayerInputs | None = field(default=None, repr=False, compare=False)
     on_patches: bool = False
+    kernel_shape: tuple[int, int, int] | None = None
 
     def __post_init__(self):
         if self.shared is None or self.shared.whole is not self.inputs:
@@ -101,6 +105,17 @@ class CapturedLayer:
     @cached_property
     def live_out(self) -> Tensor:
         return live(self.targets)
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The kernel that may be split, None where single places of a channel are always zero."""
+        if self.kernel_shape is None:
+            return None
+        live = self.live_in.view(self.kernel_shape[0], -1)
+        channels = live.any(dim=1)
+        if not torch.equal(channels, live.all(dim=1)):
+            return None
+        return Kernel(self.kernel_shape, int(channels.sum()))
 
     @property
     def live_inputs(self) -> CentredInputs:

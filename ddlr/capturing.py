@@ -226,6 +226,7 @@ def _captured_layers(
                 route=one.route,
                 shared=shared[name],
                 on_patches=kind_of(one.layer).on_patches,
+                kernel_shape=kind_of(one.layer).kernel(one.layer),
             )
         )
     return tuple(layers)

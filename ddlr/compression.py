@@ -1,6 +1,8 @@
 """DDLR for whole networks: network in, compressed copy and reports out."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from ddlr.calls import Forward, Samples
 from ddlr.goals import goal_of
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
-from ddlr.layers import LowRankLinear, numerical_rank, store_linear
+from ddlr.layers import LowRankLinear, SeparableLinear, numerical_rank, store_linear
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import LayerProblem, Method
 from ddlr.network import Settings, compress_network
@@ -19,6 +21,7 @@ from ddlr.rank_search import lowest_rank
 from ddlr.reduced_rank import RIDGE, refit_low_rank
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 from ddlr.selection import Layers
+from ddlr.separable import Kernel, refit_separable, smaller_separable
 from ddlr.sizes import saves_weights
 
 
@@ -46,7 +49,8 @@ def compress(
     `ddlr.solve_low_rank` or `ddlr.lowest_rank` with the bound ``relative_tolerance * ||its
     output||_F``, and replaced by a `LowRankLinear`. A layer whose rank does not save weights stays
     dense, as it was. Convolutions are compressed alike where `layers` chooses them, each as a
-    linear map on patches, and become a `LowRankConvolution`; see `ddlr.convolutions`.
+    linear map on patches, and become a `LowRankConvolution`; see `ddlr.convolutions`. By
+    "lowest_rank" they become a `SeparableConvolution` where that stores fewer weights.
 
     Parameters
     ----------
@@ -199,6 +203,52 @@ def store_selected(weight: Tensor, bias: Tensor) -> nn.Module:
     return store_low_rank(weight, bias) or store_linear(weight, bias)
 
 
+def lowest_of_kernel(
+    inputs: Tensor | CentredInputs, targets: Tensor, radius: float, *, kernel: Kernel, **options
+) -> SolverResult:
+    """The lowest rank of a convolution's layer on patches, or of its split kernel if smaller."""
+    solved = lowest_rank(inputs, targets, radius, **options)
+    return smaller_separable(solved, inputs, targets, radius, kernel=kernel, **options) or solved
+
+
+def refit_kernel(
+    problem: LayerProblem, solved: SolverResult, *, ridge: float, kernel: Kernel
+) -> tuple[Tensor, Tensor]:
+    """As `refit_rank`, of the form that the solved weight will be stored in."""
+    terms = kernel.terms_of(solved.weight)
+    if terms is None:
+        return refit_rank(problem, solved, ridge=ridge)
+    return refit_separable(
+        problem.inputs,
+        problem.targets,
+        solved.weight,
+        solved.bias,
+        kernel=kernel,
+        terms=terms,
+        activation=problem.activation,
+        ridge=ridge,
+    )
+
+
+def store_kernel(kernel: Kernel, weight: Tensor, bias: Tensor) -> nn.Module | None:
+    """As `store_low_rank`, or split in columns and rows where that stores fewer weights."""
+    if kernel.terms_of(weight) is None:
+        return store_low_rank(weight, bias)
+    return SeparableLinear.from_weight(weight, bias, kernel.shape)
+
+
+def method_of_kernel(method: Method, kernel: Kernel) -> Method:
+    """The lowest rank of a kernel in either of its two splits."""
+    return dataclasses.replace(
+        method,
+        solver=lowest_of_kernel,
+        options={**method.options, "kernel": kernel},
+        refit=refit_kernel,
+        refit_options={**method.refit_options, "kernel": kernel},
+        store=partial(store_kernel, kernel),
+    )
+
+
 NUCLEAR = Method(
     name="nuclear",
     solver=solve_low_rank,
@@ -216,6 +266,7 @@ LOWEST_RANK = Method(
     refit=refit_rank,
     refit_options={"ridge": RIDGE},
     store=store_low_rank,
+    of_kernel=method_of_kernel,
 )
 FEWEST_WEIGHTS = Method(
     name="fewest_weights",

@@ -195,6 +195,70 @@ class PivotedConvolution(nn.Module):
         return matrix.unflatten(1, (self.in_channels, *self.kernel_size))
 
 
+class SeparableConvolution(nn.Sequential):
+    """A convolution as two: one of height x 1 to `terms` channels without bias, one of 1 x width.
+
+    Equal to one convolution whose kernel is a sum of so many products of a column and a row.
+
+    Parameters
+    ----------
+    in_channels, out_channels, terms : int
+        There is at least one term.
+    kernel_size : (int, int)
+
+    The others are those of `nn.Conv2d`; each part has those of its side of the image.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        terms: int,
+        kernel_size: tuple[int, int],
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: int | str | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        padding_mode: str = "zeros",
+        **factory: Any,
+    ):
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+        one = nn.Conv2d(1, 1, kernel_size, padding_mode=padding_mode, **geometry, device="meta")
+        geometry = {name: getattr(one, name) for name in GEOMETRY}
+        down = {name: _one_side(name, value, 0) for name, value in geometry.items()}
+        across = {name: _one_side(name, value, 1) for name, value in geometry.items()}
+        super().__init__(
+            nn.Conv2d(in_channels, terms, bias=False, **down, **factory),
+            nn.Conv2d(terms, out_channels, **across, **factory),
+        )
+        self.in_channels, self.out_channels, self.terms = in_channels, out_channels, terms
+        self.groups = 1
+        for name, value in geometry.items():
+            setattr(self, name, value)
+
+    def whole(self) -> nn.Conv2d:
+        """One convolution of the same geometry, without values."""
+        geometry = {name: getattr(self, name) for name in GEOMETRY}
+        return nn.Conv2d(self.in_channels, self.out_channels, **geometry, device="meta")
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel of one convolution with the same outputs."""
+        return torch.einsum("sci,osj->ocij", self[0].weight[..., 0], self[1].weight[:, :, 0])
+
+    @property
+    def bias(self) -> Tensor:
+        return self[1].bias
+
+
+def _one_side(name: str, value: Any, side: int) -> Any:
+    """A setting of a convolution for one side of the image; on the other it does nothing."""
+    if isinstance(value, str):
+        return value
+    nothing = 0 if name == "padding" else 1
+    return tuple(number if each == side else nothing for each, number in enumerate(value))
+
+
 def margins_of(convolution: nn.Module) -> list[tuple[int, int]]:
     """By how much each side of the image is padded, before and after, also where it says "same"."""
     flat = convolution._reversed_padding_repeated_twice

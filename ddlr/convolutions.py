@@ -1,13 +1,12 @@
 """Convolutions as linear maps on patches, and convolutions of low rank.
 
 A patch is what the kernel covers at one place of an image: a convolution multiplies each patch by
-the kernel as a matrix of shape (out_channels, in_channels * kernel area). Of low rank, it is a
-convolution to `rank` channels and one of 1 x 1 behind it (Zhang et al. 2016, arXiv 1505.06798).
+the kernel as a matrix of shape (out_channels, in_channels * kernel area). It is split in two ways:
 
-Not built is the other split, into k x 1 and 1 x k (Jaderberg et al. 2014, arXiv 1405.3866), though
-it needs fewer weights: at 30 % of them, fitted to 500 images, it left 7 to 21 % of the output's
-deviation from its mean, and this one 31 to 40 %, on the convolutions behind the first of LeNet-5,
-`vgg_small` and `convnet_nettrim`; on the first ones this one was better.
+- Of low rank, it is a convolution to `rank` channels and one of 1 x 1 behind it (Zhang et al. 2016,
+  arXiv 1505.06798).
+- With a kernel that is a sum of products of a column and a row, it is one of height x 1 and one of
+  1 x width behind it (Jaderberg et al. 2014, arXiv 1405.3866), see `ddlr.separable`.
 """
 
 import math
@@ -21,11 +20,12 @@ from ddlr.convolution_forms import (
     WITHOUT_GROUPS,
     LowRankConvolution,
     PivotedConvolution,
+    SeparableConvolution,
     margins_of,
     span,
 )
 from ddlr.fully_connected import LinearMap
-from ddlr.layers import LowRankLinear, store_linear
+from ddlr.layers import LowRankLinear, SeparableLinear, store_linear
 from ddlr.untouched import random_state_kept
 
 # The most patches that are kept of one convolution: this many, or so many for each of its inputs
@@ -85,6 +85,10 @@ class Convolution(LinearMap):
     def about_inputs(self, module: nn.Module) -> tuple:
         return tuple(getattr(module, name) for name in GEOMETRY)
 
+    def kernel(self, module: nn.Module) -> tuple[int, int, int] | None:
+        sides = module.kernel_size
+        return (module.in_channels, *sides) if len(sides) == 2 and min(sides) > 1 else None
+
     def most_rows(self, module: nn.Module) -> int | None:
         return max(MOST_PATCHES, PATCHES_PER_INPUT * self.features(module)[0])
 
@@ -100,7 +104,7 @@ class CompressedConvolution(Convolution):
     """A convolution that was compressed before, in two parts, as one linear map."""
 
     def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, LowRankConvolution | PivotedConvolution)
+        return isinstance(module, LowRankConvolution | PivotedConvolution | SeparableConvolution)
 
     def unsupported(self, module: nn.Module) -> str:
         return ""
@@ -112,6 +116,9 @@ class CompressedConvolution(Convolution):
     def as_layer(self, module: nn.Module) -> nn.Module:
         if isinstance(module, PivotedConvolution):
             return module.on_patches()
+        if isinstance(module, SeparableConvolution):
+            down, across = module[0].weight[..., 0], module[1].weight[:, :, 0].transpose(0, 1)
+            return SeparableLinear(down.clone(), across.clone(), module.bias.clone())
         first, second = module[0].weight.flatten(1), module[1].weight.flatten(1)
         return _low_rank_linear(first, second, module.bias)
 
@@ -161,7 +168,7 @@ def convolution_of(like: nn.Module, layer: nn.Module) -> nn.Module:
     Parameters
     ----------
     like : nn.Conv1d or nn.Conv2d
-    layer : nn.Linear or LowRankLinear
+    layer : nn.Linear, LowRankLinear or SeparableLinear
 
     Raises
     ------
@@ -171,6 +178,15 @@ def convolution_of(like: nn.Module, layer: nn.Module) -> nn.Module:
     geometry = {name: getattr(like, name) for name in GEOMETRY}
     kernel = (like.in_channels, *like.kernel_size)
     factory = {"dtype": layer.weight.dtype, "device": layer.weight.device}
+    if type(layer) is SeparableLinear:
+        with random_state_kept():  # the initial values are overwritten
+            made = SeparableConvolution(
+                like.in_channels, layer.out_features, layer.terms, **geometry, **factory
+            )
+        made[0].weight.copy_(layer.down[..., None])
+        made[1].weight.copy_(layer.across.transpose(0, 1)[:, :, None])
+        made[1].bias.copy_(layer.bias)
+        return made
     if type(layer) is LowRankLinear:
         with random_state_kept():  # the initial values are overwritten
             made = LowRankConvolution(
@@ -182,8 +198,8 @@ def convolution_of(like: nn.Module, layer: nn.Module) -> nn.Module:
         return made
     if type(layer) is not nn.Linear:
         raise TypeError(
-            f"a convolution can not be stored as a {type(layer).__name__}; it must be an nn.Linear "
-            "or a LowRankLinear"
+            f"a convolution can not be stored as a {type(layer).__name__}; it must be an "
+            "nn.Linear, a LowRankLinear or a SeparableLinear"
         )
     made = nn.utils.skip_init(
         WITHOUT_GROUPS[len(like.kernel_size) - 1],
@@ -214,6 +230,8 @@ def _geometry_of(module: nn.Module) -> nn.Module:
     """The convolution itself, or the one of two that has the kernel."""
     if isinstance(module, PivotedConvolution):
         return module.pivot_rows
+    if isinstance(module, SeparableConvolution):
+        return module.whole()
     return module[0] if isinstance(module, LowRankConvolution) else module
 
 

@@ -65,6 +65,10 @@ class LinearMap:
         """What `input_rows` depends on besides the inputs; layers that agree in it may share."""
         return ()
 
+    def kernel(self, module: nn.Module) -> tuple[int, int, int] | None:
+        """Channels, height and width of a kernel that may be split in columns and rows, if any."""
+        return None
+
     def most_rows(self, module: nn.Module) -> int | None:
         """The most rows of its inputs that are kept, unless asked for otherwise; None for all."""
         return None

@@ -17,6 +17,7 @@ __all__ = [
     "LowRankLinear",
     "PivotedLinear",
     "SelectedLinear",
+    "SeparableLinear",
     "SparseLinear",
     "factorise",
     "numerical_rank",
@@ -207,8 +208,62 @@ class SelectedLinear(StoredForm, nn.Module):
         return self._among_all(self.layer.bias, 0, self.outputs)
 
 
+class SeparableLinear(StoredForm, nn.Module):
+    """On patches the layer of a kernel that is a sum of products of a column and a row.
+
+        W[o, c, i, j] = sum over s of across[s, o, j] * down[s, c, i]
+
+    As a convolution it is one of height x 1 to `terms` channels and one of 1 x width behind it, see
+    `ddlr.convolution_forms.SeparableConvolution`.
+
+    Parameters
+    ----------
+    down : Tensor, shape (terms, in_channels, height)
+    across : Tensor, shape (terms, out_features, width)
+    bias : Tensor, shape (out_features,)
+    """
+
+    def __init__(self, down: Tensor, across: Tensor, bias: Tensor):
+        super().__init__()
+        self.down, self.across, self.bias = map(nn.Parameter, (down, across, bias))
+        self.terms, self.in_channels, self.height = down.shape
+        self.out_features, self.width = across.shape[1:]
+        self.in_features = self.in_channels * self.height * self.width
+
+    @classmethod
+    @torch.no_grad()
+    def from_weight(
+        cls, weight: Tensor, bias: Tensor, kernel: tuple[int, int, int]
+    ) -> "SeparableLinear":
+        """Factorise a weight (out_features, in_features) of a kernel (channels, height, width)."""
+        channels, height, width = kernel
+        left, right = factorise(columns_by_rows(weight, kernel))
+        down = left.T.reshape(-1, channels, height)
+        return cls(down.clone(), right.reshape(len(right), -1, width).clone(), bias.clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        patches = inputs.unflatten(-1, (self.in_channels * self.height, self.width))
+        columns = self.down.flatten(1) @ patches  # (..., terms, width)
+        return columns.flatten(-2) @ self.across.transpose(1, 2).flatten(0, 1) + self.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of a linear layer with the same outputs, (out_features, in_features)."""
+        return torch.einsum("sci,soj->ocij", self.down, self.across).flatten(1)
+
+
+def columns_by_rows(weight: Tensor, kernel: tuple[int, int, int]) -> Tensor:
+    """A kernel as the matrix whose rank is the number of terms of a `SeparableLinear`.
+
+    From (out_features, channels * height * width) to (channels * height, out_features * width).
+    """
+    channels, height, width = kernel
+    by_place = weight.view(len(weight), channels * height, width)
+    return by_place.movedim(1, 0).flatten(1)
+
+
 # What a compressed layer may be; an `nn.Linear` besides.
-FORMS = (LowRankLinear, PivotedLinear, SelectedLinear, SparseLinear)
+FORMS = (LowRankLinear, PivotedLinear, SelectedLinear, SeparableLinear, SparseLinear)
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:

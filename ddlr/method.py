@@ -13,6 +13,7 @@ from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult
+from ddlr.separable import Kernel
 
 ORDERS = ("parallel", "cascade")
 REFITS = ("none", "layer", "network")
@@ -90,6 +91,9 @@ class Method:
         Whether all layers must have the same tolerance, so that there are no goals.
     on_patches : Method, optional
         What convolutions are compressed by, where this method's result is none that they can store.
+    of_kernel : callable, optional
+        ``(method, kernel)`` to what convolutions are compressed by whose kernel may be split in
+        columns and rows, see `ddlr.separable.Kernel`.
     """
 
     name: str
@@ -104,10 +108,14 @@ class Method:
     prepare: Callable[..., "Method"] | None = None
     one_tolerance: bool = False
     on_patches: "Method | None" = None
+    of_kernel: "Callable[[Method, Kernel], Method] | None" = None
 
-    def of_layer(self, on_patches: bool) -> "Method":
-        """The method itself, or its substitute for a layer on patches."""
-        return self.on_patches or self if on_patches else self
+    def of_layer(self, on_patches: bool, kernel: Kernel | None = None) -> "Method":
+        """The method itself, or its substitute for a layer on patches, maybe of a kernel."""
+        method = self.on_patches or self if on_patches else self
+        if kernel is None or method.of_kernel is None:
+            return method
+        return method.of_kernel(method, kernel)
 
     @property
     def refits(self) -> tuple[str, ...]:

@@ -134,27 +134,12 @@ class WhitenedInputs:
         return left @ ((right.T / self.scale) @ self._vectors.T)
 
 
-class RankFit:
-    """A weight ``left @ right.T`` of one rank in whitened inputs, on its way to a smaller loss.
+class MajorisedFit:
+    """A weight of some structure on its way to a smaller loss, by targets of the hinge set.
 
-        minimise ||D||_F^2 + ridge * ||W - origin||_F^2   over rank(W) <= r and b
+        minimise ||D||_F^2 + ridge * ||W - W0||_F^2   over W of the structure, and b
 
-    The outputs themselves are not kept, only the outputs nearest to them that reproduce the
-    targets, which are the majoriser's targets. The ridge enters as if samples had been added, with
-    targets of their own. Scores are stored rank first: the thin products are up to 1.7 times as
-    fast.
-
-    Parameters
-    ----------
-    white : WhitenedInputs
-    outputs : OutputSet
-        With the hinge constraint.
-    origin : Tensor, shape (out_features, directions)
-        The whitened weight from which the ridge counts.
-    left, right : Tensor, shapes (out_features, rank) and (directions, rank)
-        Where the fit begins; `right` has orthonormal columns, and keeps them.
-    bias : Tensor, shape (out_features,)
-        For centred inputs.
+    A subclass sets `square` and `loss` of where it begins, and `nearest`.
 
     Attributes
     ----------
@@ -163,40 +148,19 @@ class RankFit:
     loss : float
         ``square`` and the ridge's part.
     nearest : Tensor, shape (samples, out_features)
-        The majoriser's targets.
+        The majoriser's targets: the outputs nearest to the weight's that reproduce the targets.
     iterations : int
     """
 
-    def __init__(
-        self,
-        white: WhitenedInputs,
-        outputs: OutputSet,
-        origin: Tensor,
-        left: Tensor,
-        right: Tensor,
-        bias: Tensor,
-    ):
-        self.white, self.outputs, self.origin = white, outputs, origin
-        self._ridge_targets = origin * white.ridge_by_direction
-        self.left, self.right, self.bias = left, right, bias
+    square: float
+    loss: float
+
+    def __init__(self, outputs: OutputSet):
+        self.outputs = outputs
         self.nearest, self._nearest_before, self._spare, self._extrapolated = (
             torch.empty_like(outputs.targets) for _ in range(4)
         )
-        scores = right.T @ white.inputs.T
-        self.square, self.loss = self._evaluate(bias, scores, left, right, self.nearest)
         self._momentum, self.iterations = 1.0, 0
-
-    @property
-    def rank(self) -> int:
-        return self.left.shape[1]
-
-    def truncated(self, rank: int) -> "RankFit":
-        """A fit of lower rank that begins at the best approximation of this one."""
-        basis, core = torch.linalg.qr(self.left)
-        left, right = _truncate(core, rank)
-        return RankFit(
-            self.white, self.outputs, self.origin, basis @ left, self.right @ right, self.bias
-        )
 
     def descend(self, tolerance: float, max_iterations: int) -> None:
         """Go on until ten iterations lower the loss by less than a share `tolerance` of it."""
@@ -238,6 +202,74 @@ class RankFit:
             self._sweep(self.nearest)
         self._momentum = momentum
 
+    def _sweep(self, targets: Tensor) -> bool:
+        """Least squares on given targets; a weight of a lower loss is taken, and True returned."""
+        raise NotImplementedError
+
+    def _is_lower(self, square: float, loss: float) -> bool:
+        """Note the measures of a weight, whose `nearest` is in `_spare`, if its loss is lower."""
+        if not loss < self.loss:
+            return False
+        self._nearest_before, self.nearest, self._spare = (
+            self.nearest,
+            self._spare,
+            self._nearest_before,
+        )
+        self.square, self.loss = square, loss
+        return True
+
+
+class RankFit(MajorisedFit):
+    """A weight ``left @ right.T`` of one rank in whitened inputs, on its way to a smaller loss.
+
+        minimise ||D||_F^2 + ridge * ||W - origin||_F^2   over rank(W) <= r and b
+
+    The outputs themselves are not kept, only the outputs nearest to them that reproduce the
+    targets, which are the majoriser's targets. The ridge enters as if samples had been added, with
+    targets of their own. Scores are stored rank first: the thin products are up to 1.7 times as
+    fast.
+
+    Parameters
+    ----------
+    white : WhitenedInputs
+    outputs : OutputSet
+        With the hinge constraint.
+    origin : Tensor, shape (out_features, directions)
+        The whitened weight from which the ridge counts.
+    left, right : Tensor, shapes (out_features, rank) and (directions, rank)
+        Where the fit begins; `right` has orthonormal columns, and keeps them.
+    bias : Tensor, shape (out_features,)
+        For centred inputs.
+    """
+
+    def __init__(
+        self,
+        white: WhitenedInputs,
+        outputs: OutputSet,
+        origin: Tensor,
+        left: Tensor,
+        right: Tensor,
+        bias: Tensor,
+    ):
+        super().__init__(outputs)
+        self.white, self.origin = white, origin
+        self._ridge_targets = origin * white.ridge_by_direction
+        self.left, self.right, self.bias = left, right, bias
+        scores = right.T @ white.inputs.T
+        self.square, self.loss = self._evaluate(bias, scores, left, right, self.nearest)
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    def truncated(self, rank: int) -> "RankFit":
+        """A fit of lower rank that begins at the best approximation of this one."""
+        basis, core = torch.linalg.qr(self.left)
+        left, right = _truncate(core, rank)
+        return RankFit(
+            self.white, self.outputs, self.origin, basis @ left, self.right @ right, self.bias
+        )
+
     def answer(self) -> tuple[Tensor, Tensor]:
         """The weight and bias for the original inputs."""
         weight = self.white.unwhiten(self.left, self.right)
@@ -255,15 +287,9 @@ class RankFit:
         left = (scores @ targets).T + self._ridge_targets @ right
         bias = targets.mean(dim=0)
         square, loss = self._evaluate(bias, scores, left, right, self._spare)
-        if not loss < self.loss:
+        if not self._is_lower(square, loss):
             return False
-        self._nearest_before, self.nearest, self._spare = (
-            self.nearest,
-            self._spare,
-            self._nearest_before,
-        )
         self.left, self.right, self.bias = left, right, bias
-        self.square, self.loss = square, loss
         return True
 
     def _evaluate(

@@ -87,8 +87,9 @@ class LayerReport:
     in_features, out_features : int
     activation : {"relu", "none"}
         What follows the layer, as far as the bound is concerned.
-    form : {"low_rank", "sparse", "dense"}
-        How the layer is stored. "dense" is the original weight: no smaller form was found.
+    form : {"low_rank", "separable", "sparse", "dense"}
+        How the layer is stored. "separable" is two convolutions, k x 1 and 1 x k. "dense" is the
+        original weight: no smaller form was found.
     rank : int
         Numerical rank of the stored weight.
     nonzeros : int

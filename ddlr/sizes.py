@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ddlr.index_sets import index_bytes, set_bytes
+from ddlr.layers import SeparableLinear
 
 BYTES_PER_VALUE = 4
 
@@ -32,12 +33,13 @@ class LayerSize:
 
     Attributes
     ----------
-    form : {"low_rank", "sparse", "dense"}
+    form : {"low_rank", "separable", "sparse", "dense"}
     parameters : int
         Rows and columns that are zero are removed, not counted. Of the others:
 
         - low rank: rank * (rows + columns - rank), the entries of pivot rows and coefficients, or
           of the dense layer where the rank is full on them;
+        - separable: terms * (in_channels * height + rows * width), see `separable_stored`;
         - sparse: nonzero entries;
         - dense: all entries.
     bytes : int
@@ -45,6 +47,7 @@ class LayerSize:
 
         - low rank: pivot rows and coefficients (`ddlr.layers.PivotedLinear`), with the names of the
           pivots. Two factors are never smaller: they have rank^2 more values;
+        - separable: the arrays of both convolutions;
         - sparse: values and a bitmap of one bit per position; values, column indices and row
           pointers (CSR); or a dense array;
         - dense: an array.
@@ -65,6 +68,8 @@ def layer_size(layer: nn.Module) -> LayerSize:
     A layer that is not low-rank is sparse if it has zeros other than whole rows and columns.
     """
     stored = layer.weight != 0
+    if isinstance(layer, SeparableLinear):
+        return _separable_size(layer, stored)
     rows, columns, rank = stored.any(dim=1), stored.any(dim=0), low_rank_of(layer)
     block = int(rows.sum()), int(columns.sum())
     if rank is not None:
@@ -75,6 +80,26 @@ def layer_size(layer: nn.Module) -> LayerSize:
         return LayerSize("dense", nonzeros, dense_storage(rows, columns).bytes)
     size = _smaller(lambda *sides: _sparse_bytes(nonzeros, *sides), rows, columns)
     return LayerSize("sparse", nonzeros, size.bytes)
+
+
+def separable_stored(terms: int, rows: int, kernel: tuple[int, int, int]) -> int:
+    """The weights of a convolution of height x 1 to so many channels, and of 1 x width behind it.
+
+    `kernel` is (channels, height, width), and `rows` the number of output channels.
+    """
+    channels, height, width = kernel
+    return terms * (channels * height + rows * width)
+
+
+def _separable_size(layer: SeparableLinear, stored: Tensor) -> LayerSize:
+    rows = stored.any(dim=1)
+    channels = stored.unflatten(1, (layer.in_channels, -1)).any(dim=2).any(dim=0)
+
+    def parameters(rows: int, channels: int) -> int:
+        return separable_stored(layer.terms, rows, (channels, layer.height, layer.width))
+
+    size = _smaller(lambda *sides: BYTES_PER_VALUE * parameters(*sides), rows, channels)
+    return LayerSize("separable", parameters(int(rows.sum()), int(channels.sum())), size.bytes)
 
 
 def low_rank_of(layer: nn.Module) -> int | None:

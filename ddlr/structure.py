@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddlr.convolution_forms import GEOMETRY, LowRankConvolution, PivotedConvolution
+from ddlr.convolution_forms import (
+    GEOMETRY,
+    LowRankConvolution,
+    PivotedConvolution,
+    SeparableConvolution,
+)
 from ddlr.identity import is_plain
 from ddlr.layers import (
     LowRankLinear,
@@ -63,8 +68,8 @@ def _low_rank_arguments(layer: LowRankLinear) -> dict[str, Any]:
     }
 
 
-def _convolution_arguments(layer: LowRankConvolution | PivotedConvolution) -> dict[str, Any]:
-    names = ("in_channels", "out_channels", "rank", *GEOMETRY)
+def _convolution_arguments(layer: nn.Module, size: str = "rank") -> dict[str, Any]:
+    names = ("in_channels", "out_channels", size, *GEOMETRY)
     values = {name: getattr(layer, name) for name in names}
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
@@ -126,6 +131,11 @@ FORMS = {
             PivotedConvolution,
             _pivoted_convolution_arguments,
             partial(_with_tuples, PivotedConvolution),
+        ),
+        Form(
+            SeparableConvolution,
+            partial(_convolution_arguments, size="terms"),
+            partial(_with_tuples, SeparableConvolution),
         ),
         Form(PivotedLinear, _pivoted_arguments, PivotedLinear),
         Form(SelectedLinear, _selected_arguments, _make_selected),
@@ -342,6 +352,8 @@ def _geometry(layer: nn.Module) -> str | None:
     if hasattr(layer, "nf") and isinstance(getattr(layer, "weight", None), Tensor):
         inputs, outputs = layer.weight.shape  # the Conv1D of GPT-2
         return f"{inputs} inputs and {outputs} outputs"
+    if isinstance(layer, SeparableConvolution):
+        return _window([layer.whole()])
     if isinstance(layer, PivotedConvolution):
         first = layer.pivot_rows
         last = type(first)(layer.rank, layer.out_channels, 1, device="meta")

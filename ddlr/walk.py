@@ -240,7 +240,7 @@ def _solve(
     original_inputs: bool = True,
 ) -> Solution:
     problem = layer.problem(bound, original_inputs=original_inputs)
-    return solve_problem(method.of_layer(layer.on_patches), problem, **settings.of_solves)
+    return solve_problem(_method_of(layer, method), problem, **settings.of_solves)
 
 
 def _solve_side_by_side(
@@ -259,7 +259,7 @@ def _solve_side_by_side(
     threads = max(1, torch.get_num_threads() // settings.workers)
     return joblib.Parallel(n_jobs=settings.workers, backend="loky", return_as="generator")(
         joblib.delayed(_solve_in_worker)(
-            method.of_layer(layer.on_patches),
+            _method_of(layer, method),
             layer.problem(tolerances[layer.name]),
             settings,
             threads,
@@ -274,6 +274,10 @@ def _solve_in_worker(
 ) -> Solution:
     torch.set_num_threads(threads)
     return solve_problem(method, problem, **settings.of_solves)
+
+
+def _method_of(layer: CapturedLayer, method: Method) -> Method:
+    return method.of_layer(layer.on_patches, layer.kernel)
 
 
 def _unfinished(result: Solution | None) -> SolverResult | None:
@@ -349,7 +353,7 @@ def _stored(
     layer = None
     if solved is not None:
         bias = _embed(solved.bias[:, None], live_out)[:, 0]
-        store = method.of_layer(captured.on_patches).store
+        store = _method_of(captured, method).store
         layer = store(_embed(solved.weight, live_out, live_in), bias)
     whole = _as_it_is(original, captured)
     if layer is not None and not _is_larger(layer, original):

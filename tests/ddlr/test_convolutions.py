@@ -8,7 +8,7 @@ from torch import nn
 
 import ddlr
 import nettrim
-from ddlr import LowRankConvolution, LowRankLinear
+from ddlr import LowRankConvolution, LowRankLinear, SeparableConvolution
 from ddlr.capturing import capture_layers
 from ddlr.convolutions import MOST_PATCHES, PATCHES_PER_INPUT, convolution_of, patches
 from ddlr.linear_maps import as_layer, kind_of, weight_and_bias
@@ -246,7 +246,8 @@ def test_the_bound_of_each_convolution_is_kept(trained, inputs, method):
         assert kinds == [nn.Conv2d, nn.Conv2d]
         assert kept["3"].form == "sparse"
     else:
-        assert kinds == [LowRankConvolution, LowRankConvolution]
+        form = SeparableConvolution if method == "lowest_rank" else LowRankConvolution
+        assert kinds == [form, form]
     weights = [each for each in ddlr.compact(result.model).parameters() if each.ndim > 1]
     stored = sum(int((each != 0).sum()) for each in weights)
     dense = sum(trained[place].weight.numel() for place in (0, 3, 5, 9))
@@ -264,7 +265,7 @@ def test_fewest_weights_takes_the_lowest_rank_of_convolutions(trained, inputs):
     # Single outputs of convolutions are not dropped, whatever the next layer reads.
     assert all(report.inputs_dropped == 0 for report in fewest.layers[:3])
     cascade = ddlr.compress(trained, inputs, method="fewest_weights", order="cascade", **options)
-    assert isinstance(cascade.model[3], LowRankConvolution)
+    assert isinstance(cascade.model[3], SeparableConvolution)
 
 
 def test_a_dropped_output_of_a_convolution_of_one_place_is_kept():
@@ -308,10 +309,11 @@ def test_a_compressed_network_is_compressed_again_as_one_map(trained, inputs):
     once = ddlr.compress(trained, inputs, relative_tolerance=0.1, **options)
     twice = ddlr.compress(once.model, inputs, relative_tolerance=0.3, **options)
     assert [report.name for report in twice.layers] == [report.name for report in once.layers]
-    for name in ("3", "5"):
+    for place, name in ((1, "3"), (2, "5")):
         first, second = (each.model.get_submodule(name) for each in (once, twice))
-        assert isinstance(first, LowRankConvolution) and isinstance(second, LowRankConvolution)
-        assert 0 < second.rank < first.rank
+        for each in (first, second):
+            assert isinstance(each, LowRankConvolution | SeparableConvolution)
+        assert 0 < twice.layers[place].parameters_kept < once.layers[place].parameters_kept
         assert isinstance(second[0], nn.Conv2d)
         assert second[0].padding_mode == trained.get_submodule(name).padding_mode
     compact = ddlr.compress(ddlr.compact(once.model), inputs, relative_tolerance=0.3, **options)
@@ -356,7 +358,7 @@ def test_weight_normed_and_hooked_convolutions_are_replaced_by_plain_ones(traine
     result = ddlr.compress(
         network, inputs, relative_tolerance=0.2, method="lowest_rank", layers=["3"]
     )
-    assert isinstance(result.model[3], LowRankConvolution)
+    assert isinstance(result.model[3], SeparableConvolution)
     assert result.layers[0].relative_error <= 0.2 * 1.001
 
 
@@ -392,7 +394,8 @@ def test_lenet_5_goes_through_compression_files_and_export(digits, tmp_path):
     result = ddlr.compress(
         network, given, relative_tolerance=0.3, method="lowest_rank", order="cascade", layers="all"
     )
-    assert isinstance(result.model.conv2, LowRankConvolution)
+    assert isinstance(result.model.conv1, LowRankConvolution)
+    assert isinstance(result.model.conv2, SeparableConvolution)
     small = ddlr.compact(result.model)
     exported = torch.export.export(small, (given[:4],)).module()
     torch.testing.assert_close(exported(given[:4]), small(given[:4]))

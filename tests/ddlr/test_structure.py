@@ -8,7 +8,13 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ddlr
-from ddlr import LowRankConvolution, LowRankLinear, PivotedConvolution, SelectedLinear
+from ddlr import (
+    LowRankConvolution,
+    LowRankLinear,
+    PivotedConvolution,
+    SelectedLinear,
+    SeparableConvolution,
+)
 from ddlr.structure import FORMS, fitted, network_of, structure_of
 
 
@@ -46,6 +52,9 @@ NETWORKS = {
         nn.ReLU(),
     ),
     "pivoted convolution": nn.Sequential(PivotedConvolution(3, 8, 2, (3,), stride=2), nn.ReLU()),
+    "separable convolution": nn.Sequential(
+        SeparableConvolution(3, 8, 2, (3, 5), padding="same", padding_mode="circular"), nn.ReLU()
+    ),
     "convolutions": nn.Sequential(conv_pair(), nn.ReLU()),
 }
 
