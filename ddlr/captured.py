@@ -67,6 +67,8 @@ class CapturedLayer:
         Which samples reached the layer, see `ddlr.routes`; what cascade order goes by.
     shared : LayerInputs, optional
         What solves on the same inputs share; made anew unless given.
+    on_patches : bool
+        Whether it is a convolution, and rows of its inputs are patches.
     """
 
     name: str
@@ -79,6 +81,7 @@ class CapturedLayer:
     whole_targets: Tensor | None = None
     route: Route | None = field(default=None, repr=False)
     shared: LayerInputs | None = field(default=None, repr=False, compare=False)
+    on_patches: bool = False
 
     def __post_init__(self):
         if self.shared is None or self.shared.whole is not self.inputs:
@@ -129,7 +132,12 @@ class CapturedLayer:
         return outputs.violation(produced)
 
     def is_input_of(self, following: "CapturedLayer") -> bool:
-        """Whether another layer's inputs are this one's outputs, as they are."""
+        """Whether another layer's inputs are this one's outputs, as they are.
+
+        Never of a convolution, which has no weights of a single input that could go.
+        """
+        if self.on_patches or following.on_patches:
+            return False
         targets, inputs = self.targets, following.inputs
         return targets.shape == inputs.shape and torch.equal(targets, inputs)
 

@@ -18,6 +18,7 @@ from ddlr.calls import Batch, Forward, Samples, as_batches, check_call
 from ddlr.captured import CapturedLayer, CapturedLayers, LayerInputs
 from ddlr.constraints import ACTIVATIONS
 from ddlr.identity import check_model
+from ddlr.linear_maps import kind_of
 from ddlr.memory import Memory
 from ddlr.passes import Passes, Recorded
 from ddlr.problem import check_problem
@@ -224,6 +225,7 @@ def _captured_layers(
                 one.bias.to(inputs.dtype),
                 route=one.route,
                 shared=shared[name],
+                on_patches=kind_of(one.layer).on_patches,
             )
         )
     return tuple(layers)

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.identity import copied, is_plain
-from ddlr.layers import LowRankLinear, SelectedLinear, factorise, replace_layer
+from ddlr.layers import (
+    LowRankLinear,
+    PivotedLinear,
+    SelectedLinear,
+    factorise,
+    replace_layer,
+)
 
 # Take each value by itself and hold no tensors, so that features may come first or be left out.
 _ELEMENTWISE = (
@@ -242,17 +248,12 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _is_linear(module: nn.Module, places: dict[int, int]) -> bool:
     """Whether a module is a linear layer in a form that is known, with a weight of its own."""
+    inner = module.layer if isinstance(module, SelectedLinear) else module
     if any(places.get(id(parameter), 1) > 1 for parameter in module.parameters()):
         return False
-    inner = module.layer if isinstance(module, SelectedLinear) else module
-    return is_plain(inner) if type(inner) is nn.Linear else _rank(module) is not None
-
-
-def _rank(layer: nn.Module) -> int | None:
-    """The rank of a layer in one of the low-rank forms of this library."""
-    inner = layer.layer if isinstance(layer, SelectedLinear) else layer
-    known = type(inner).__module__.startswith("ddlr.")
-    return getattr(inner, "rank", None) if known else None
+    if type(inner) is nn.Linear:
+        return is_plain(inner)
+    return isinstance(inner, LowRankLinear | PivotedLinear)
 
 
 def _chain(modules: Sequence[nn.Module]) -> LinearChain | None:
@@ -289,8 +290,8 @@ def _stage(layer: nn.Module) -> Stage:
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
     if isinstance(layer, LowRankLinear):
         return Stage((layer[0].weight.detach(), layer[1].weight.detach()), bias)
-    rank = _rank(layer)
-    if rank is not None:
-        left, right = factorise(weight, rank)
-        return Stage((right, left), bias)
-    return Stage((weight,), bias)
+    rank = None if isinstance(layer, nn.Linear) else layer.rank
+    if rank is None:
+        return Stage((weight,), bias)
+    left, right = factorise(weight, rank)
+    return Stage((right, left), bias)

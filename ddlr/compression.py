@@ -45,7 +45,8 @@ def compress(
     Each linear layer (`nn.Linear`, or `Conv1D` of transformers) is solved on its own, by
     `ddlr.solve_low_rank` or `ddlr.lowest_rank` with the bound ``relative_tolerance * ||its
     output||_F``, and replaced by a `LowRankLinear`. A layer whose rank does not save weights stays
-    dense, as it was.
+    dense, as it was. Convolutions are compressed alike where `layers` chooses them, each as a
+    linear map on patches, and become a `LowRankConvolution`; see `ddlr.convolutions`.
 
     Parameters
     ----------
@@ -64,6 +65,7 @@ def compress(
         lowest rank itself, see `ddlr.lowest_rank`; "fewest_weights" also leaves out inputs of a
         layer that others can make up for, see `ddlr.fewest_weights`, and with them the outputs of
         the layer before, of which nothing is promised then; it goes from the last layer backwards.
+        Convolutions, which can not leave out single inputs, get the lowest rank then.
     constraint : {"nettrim", "hinge"}, optional
         The output set of "nuclear", see `ddlr.solve_low_rank`; "nettrim" unless given. The other
         methods have "hinge" alone, and refuse the argument.
@@ -183,7 +185,7 @@ def refit_rank(
 
 
 def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
-    """Factorise a weight, or None where the factors would not be smaller than its live part."""
+    """Factorise a weight, or None where it has full rank on the rows and columns that are live."""
     live_out, live_in = (weight != 0).any(dim=1), (weight != 0).any(dim=0)
     if weight.any() and not saves_weights(
         numerical_rank(weight), int(live_in.sum()), int(live_out.sum())
@@ -193,7 +195,7 @@ def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
 
 
 def store_selected(weight: Tensor, bias: Tensor) -> nn.Module:
-    """As `store_low_rank`, but dense on the inputs that are used where factors are larger."""
+    """As `store_low_rank`, but dense on the inputs that are used where it has full rank there."""
     return store_low_rank(weight, bias) or store_linear(weight, bias)
 
 
@@ -223,5 +225,6 @@ FEWEST_WEIGHTS = Method(
     refit_options={"ridge": RIDGE},
     store=store_selected,
     drops_unread=True,
+    on_patches=LOWEST_RANK,  # a kernel holds weights for all places of a patch
 )
 METHODS = {each.name: each for each in (NUCLEAR, LOWEST_RANK, FEWEST_WEIGHTS)}

@@ -5,6 +5,8 @@ encodings are those that `ddlr.sizes` counts. All are exact.
 
 - ``bitmap``: the entries that are not zero, and one bit per position.
 - ``csr``: the entries that are not zero, their columns, and where each row begins.
+- ``block``, ``bitmap_of_block``, ``csr_of_block``: all entries, or these, of the rows and columns
+  that are not zero, and one bit for each row and column.
 - ``marks``: ascending indices as one bit for each number up to the last.
 - ``small``: whole numbers in the smallest type that holds them.
 """
@@ -28,6 +30,9 @@ _WHOLE = (
 PARTS = {
     "bitmap": ("values", "bitmap"),
     "csr": ("values", "columns", "pointers"),
+    "block": ("sides", "values"),
+    "bitmap_of_block": ("sides", "values", "bitmap"),
+    "csr_of_block": ("sides", "values", "columns", "pointers"),
     "marks": ("marks",),
     "small": ("small",),
 }
@@ -59,12 +64,23 @@ def _cost(kind: str | None, parts: Mapping[str, Tensor]) -> int:
 def _sparse(tensor: Tensor) -> list[tuple[str, dict[str, Tensor]]]:
     matrix = tensor.reshape(_matrix_shape(tensor.shape))
     kept = matrix != 0
-    nonzeros = int(kept.sum())
-    if nonzeros == matrix.numel():
+    if kept.all():
         return []
+    tried = _sparse_matrix(matrix, kept)
+    rows, columns = kept.any(dim=1), kept.any(dim=0)
+    if not (rows.all() and columns.all()):
+        sides = {"sides": _bits(torch.cat([rows, columns]))}
+        block, kept = (each[rows][:, columns] for each in (matrix, kept))
+        tried.append(("block", {**sides, "values": block.flatten()}))
+        inside = [] if kept.all() else _sparse_matrix(block, kept)
+        tried += [(f"{kind}_of_block", {**sides, **parts}) for kind, parts in inside]
+    return tried
+
+
+def _sparse_matrix(matrix: Tensor, kept: Tensor) -> list[tuple[str, dict[str, Tensor]]]:
     values = matrix[kept]
     tried = [("bitmap", {"values": values, "bitmap": _bits(kept.flatten())})]
-    if 8 * nonzeros < matrix.numel():  # otherwise columns of a byte each take more than a bitmap
+    if 8 * len(values) < matrix.numel():  # otherwise columns of a byte take more than a bitmap
         begins = torch.cat([torch.zeros(1, dtype=torch.int64), kept.sum(dim=1).cumsum(0)])
         places = {"columns": _smallest(kept.nonzero()[:, 1]), "pointers": _smallest(begins)}
         tried.append(("csr", {"values": values, **places}))
@@ -103,8 +119,8 @@ def decode(kind: str | None, parts: Mapping[str, Tensor], expected: Tensor) -> T
     missing = set(PARTS[kind] if kind is not None else ("",)) - set(parts)
     if missing:
         raise ValueError(f"its part {min(missing)!r} is missing" if kind else "it is missing")
-    if kind in ("bitmap", "csr"):
-        return _filled(kind, parts, expected.shape)
+    if kind is not None and "values" in parts:
+        return _filled(kind, parts, _matrix_shape(expected.shape)).reshape(expected.shape)
     if kind is None:
         tensor = parts[""]
     else:
@@ -121,32 +137,52 @@ def decode(kind: str | None, parts: Mapping[str, Tensor], expected: Tensor) -> T
     return wide.to(expected.dtype)
 
 
-def _filled(kind: str, parts: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-    rows, columns = _matrix_shape(shape)
-    values = parts["values"]
-    if kind == "bitmap":
-        bitmap = parts["bitmap"]
-        if bitmap.dtype != torch.uint8 or bitmap.shape != (math.ceil(rows * columns / 8),):
-            raise ValueError(
-                f"its bitmap does not have one bit for each entry of shape {tuple(shape)}"
-            )
-        kept = _unpacked(bitmap, rows * columns).reshape(rows, columns)
-        _check_count(values, int(kept.sum()))
-        matrix = values.new_zeros(rows, columns)
-        matrix[kept] = values
-        return matrix.reshape(shape)
+def _filled(kind: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+    if "sides" in parts:
+        sides = _checked_bits(parts["sides"], sum(shape), "of its rows and columns")
+        rows, columns = sides.split(shape)
+        inside = int(rows.sum()), int(columns.sum())
+        if kind == "block":
+            _check_count(parts["values"], math.prod(inside))
+            block = parts["values"].reshape(inside)
+        else:
+            others = {name: each for name, each in parts.items() if name != "sides"}
+            block = _filled(kind.removesuffix("_of_block"), others, inside)
+        matrix = block.new_zeros(shape)
+        matrix[rows.nonzero(), columns.nonzero()[:, 0]] = block
+        return matrix
+    return (_from_bitmap if kind == "bitmap" else _from_csr)(parts, shape)
+
+
+def _from_bitmap(parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+    values, kept = (
+        parts["values"],
+        _checked_bits(parts["bitmap"], math.prod(shape), "of its entries"),
+    )
+    _check_count(values, int(kept.sum()))
+    matrix = values.new_zeros(shape)
+    matrix[kept.reshape(shape)] = values
+    return matrix
+
+
+def _from_csr(parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+    values, (rows, columns) = parts["values"], shape
     pointers, places = (parts[each].to(torch.int64) for each in ("pointers", "columns"))
     if pointers.shape != (rows + 1,) or int(pointers[0]) or bool((pointers.diff() < 0).any()):
         raise ValueError(f"its row pointers do not ascend from 0 over {rows} rows")
     _check_count(values, int(pointers[-1]))
-    if places.shape != values.shape or (len(places) and not 0 <= int(places.max()) < columns):
-        raise ValueError("its columns are out of range")
-    if len(places) and int(places.min()) < 0:
-        raise ValueError("its columns are out of range")
+    if places.shape != values.shape or bool(((places < 0) | (places >= columns)).any()):
+        raise ValueError(f"its columns are not of {columns}")
     row = torch.repeat_interleave(torch.arange(rows), pointers.diff())
-    matrix = values.new_zeros(rows, columns)
+    matrix = values.new_zeros(shape)
     matrix[row, places] = values
-    return matrix.reshape(shape)
+    return matrix
+
+
+def _checked_bits(bits: Tensor, count: int, what: str) -> Tensor:
+    if bits.dtype != torch.uint8 or bits.shape != (math.ceil(count / 8),):
+        raise ValueError(f"it does not have one bit for each {what}, which are {count}")
+    return _unpacked(bits, count)
 
 
 def _check_count(values: Tensor, count: int) -> None:

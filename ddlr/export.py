@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ddlr.compacting import compact, without_sparse_layers
 from ddlr.identity import copied
 from ddlr.result import CompressionResult
 
@@ -64,13 +65,13 @@ def to_onnx(
     """
     _need("onnx", "onnxscript", *(["onnxruntime"] if check else []))
     if isinstance(model, CompressionResult):
-        model = model.model
+        model = compact(model.model, run_sparse=False)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if isinstance(example, Mapping):
         example = dict(example)  # also what tokenisers give
-    called = _Called(copied(model).cpu(), example, forward).eval()
+    called = _Called(without_sparse_layers(copied(model)).cpu(), example, forward).eval()
     tensors = called.tensors(example)
     samples = len(tensors[0]) if tensors[0].ndim else 1
     batched = [dynamic_batch and each.ndim > 0 and len(each) == samples for each in tensors]

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,11 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ddlr.compacting import compact as compacted
+from ddlr.compacting import sparse_layers, without_sparse_layers
 from ddlr.encoding import PARTS, decode, encode
 from ddlr.identity import copied
-from ddlr.layers import compact as compacted
+from ddlr.layers import SelectedLinear, SparseLinear, replace_layer
 from ddlr.result import CompressionResult
-from ddlr.structure import check_values, fitted, network_of, structure_of
+from ddlr.structure import fitted, network_of, structure_of
 
 FORMAT = "ddlr"
 FORMAT_VERSION = 1
@@ -96,9 +98,13 @@ def save(
         )
     state = model.state_dict(keep_vars=True)
     _check_storable(state)
+    # A layer that runs by its nonzeros is an array with zeros here, encoded in the fewest bytes.
+    sparse = sparse_layers(compacted(model) if compact else model)
+    if sparse_layers(model):
+        model = without_sparse_layers(copied(model))
     if compact:
-        model = compacted(model)
-        state = model.state_dict(keep_vars=True)
+        model = compacted(model, run_sparse=False)
+    state = model.state_dict(keep_vars=True)
     tied = _tied(state)
     tensors: dict[str, Tensor] = {}
     encodings: dict[str, str] = {}
@@ -114,6 +120,7 @@ def save(
         "modules": structure_of(model),
         "encodings": encodings,
         "tied": tied,
+        "sparse": dict.fromkeys(sparse, True),
         "layers": _as_table(result.layers if result else ()),
         "goal": _plain(dataclasses.asdict(result.goal)) if result and result.goal else None,
     }
@@ -248,10 +255,14 @@ def load(path: str | os.PathLike, model: nn.Module | None = None) -> nn.Module:
             device = _device_of(model)
             loaded = fitted(copied(model), structure)
         state = _state(loaded, contents, tensors)
-        loaded.load_state_dict({name: each.to(device) for name, each in state.items()}, assign=True)
+        state = {name: each.to(device) for name, each in state.items()}
+        try:
+            loaded.load_state_dict(state, assign=True)
+        except RuntimeError as error:  # places of weights that make no sense
+            raise ValueError(str(error)) from error
         _tie(loaded, contents["tied"], set(state))
         _check_complete(loaded)
-        check_values(loaded)
+        loaded = _with_sparse_layers(loaded, contents["sparse"])
     return loaded.eval()
 
 
@@ -296,7 +307,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if metadata.get("sha256") != _digest(text, tensors):
         raise ValueError("it is damaged: its hash is not that of its contents")
     contents = json.loads(text)
-    for name in ("modules", "encodings", "tied", "layers"):
+    for name in ("modules", "encodings", "tied", "sparse", "layers"):
         if not isinstance(contents, dict) or not isinstance(contents.get(name), dict):
             raise ValueError(f"its contents have no {name!r}")
     if not all(isinstance(entry, dict) for entry in contents["modules"].values()):
@@ -351,6 +362,17 @@ def _tie(model: nn.Module, tied: Mapping[str, str], names: set[str]) -> None:
             for each in (name, source)
         )
         setattr(module, last, getattr(other, its_last))
+
+
+def _with_sparse_layers(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """The network with those layers run by their nonzeros alone."""
+    modules = dict(model.named_modules())
+    for name in names:
+        layer = modules.get(name)
+        if not isinstance(layer, nn.Linear | SelectedLinear):
+            raise ValueError(f"module {name!r} is said to be a sparse layer, and is none")
+        model = replace_layer(model, name, SparseLinear.from_weight(layer.weight, layer.bias))
+    return model
 
 
 def _check_complete(model: nn.Module) -> None:

@@ -37,10 +37,10 @@ def fewest_weights(
 
         minimise  weights(rank(W), inputs used by W)   subject to ||D||_F <= radius,   over W and b
 
-    with weights(r, n) the smaller of r (n + out_features) and n * out_features, and D as in
-    `ddlr.lowest_rank`. An input that is hardly needed beside the others, as a pixel beside its
-    neighbours, costs one weight per term of the rank; without it the layer may be smaller even at a
-    somewhat higher rank.
+    with weights(r, n) = r (n + out_features - r), what a layer of rank r on n inputs is stored with
+    (`ddlr.PivotedLinear`), and D as in `ddlr.lowest_rank`. An input that is hardly needed beside
+    the others, as a pixel beside its neighbours, costs one weight per term of the rank; without it
+    the layer may be smaller even at a somewhat higher rank.
 
     Inputs are left out in stages, see `select_inputs`. `ddlr.lowest_rank` then lowers the rank on
     the inputs of the stage with the fewest weights. Nothing proves that fewer weights would not do,

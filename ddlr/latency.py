@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.arguments import as_number, as_whole_number
-from ddlr.layers import compact
+from ddlr.compacting import compact
 
 BREAK_EVENS = ("parameters", "latency")
 

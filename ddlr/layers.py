@@ -1,18 +1,31 @@
 """The forms in which a compressed layer is stored, and how one takes a layer's place."""
 
 import math
-import warnings
 
 import torch
 from torch import Tensor, nn
 
-from ddlr.identity import copied, inherit, is_plain, replace_everywhere
+from ddlr.identity import inherit, replace_everywhere
+from ddlr.index_sets import IndexSet
+from ddlr.pivoting import choose_pivots
+from ddlr.sparse_layers import SparseLinear
+from ddlr.stored_form import StoredForm, empty_weights_allowed, store_linear
 from ddlr.untouched import random_state_kept
 
-_INDEX_DTYPES = ((8, torch.uint8), (16, torch.uint16), (63, torch.int64))
+__all__ = [
+    "FORMS",
+    "LowRankLinear",
+    "PivotedLinear",
+    "SelectedLinear",
+    "SparseLinear",
+    "factorise",
+    "numerical_rank",
+    "replace_layer",
+    "store_linear",
+]
 
 
-class LowRankLinear(nn.Sequential):
+class LowRankLinear(StoredForm, nn.Sequential):
     """A linear layer of given rank: two `nn.Linear` in sequence, the first without bias.
 
     Parameters
@@ -22,8 +35,7 @@ class LowRankLinear(nn.Sequential):
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, **factory):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        with empty_weights_allowed():
             super().__init__(
                 nn.Linear(in_features, rank, bias=False, **factory),
                 nn.Linear(rank, out_features, **factory),
@@ -55,111 +67,148 @@ class LowRankLinear(nn.Sequential):
         return self[1].bias
 
 
-class SelectedLinear(nn.Module):
-    """A layer that stores weights for some of its inputs and outputs only; other outputs are 0.
+class PivotedLinear(StoredForm, nn.Module):
+    """A linear layer of given rank, with fewer weights than two factors and equal outputs.
+
+    As many rows of its weight as the rank, the pivots, are stored as they are; the others are
+    combinations of them. The outputs of the pivots come first, and the others' follow from these:
+
+        y[pivots] = P x,   y[others] = C y[pivots],   and then the bias
+
+    That is rank * (in_features + out_features - rank) weights in place of rank * (in_features +
+    out_features), and as many multiplications per sample; it is never more than the dense layer
+    has. The state dict also says which rows are pivots, see `ddlr.index_sets.IndexSet`.
 
     Parameters
     ----------
-    layer : nn.Linear or LowRankLinear
-        The layer on the inputs and outputs that have weights.
-    inputs, outputs : Tensor, shapes (inputs kept,) and (outputs kept,)
-        Their indices among `in_features` and `out_features`, stored in the smallest integers that
-        fit.
-    in_features, out_features : int
+    in_features, out_features, rank : int
+        The rank is at most `out_features`; rank 0 leaves only the bias.
+    bias : bool
+
+    Raises
+    ------
+    ValueError
+        If the rank is above `out_features`.
+
+    References
+    ----------
+    Zhao, Zhang and Cannistraci (2025), Pivoting factorization (ICML), PMLR 267:77926.
     """
 
     def __init__(
-        self,
-        layer: nn.Module,
-        inputs: Tensor,
-        outputs: Tensor,
-        in_features: int,
-        out_features: int,
+        self, in_features: int, out_features: int, rank: int, bias: bool = True, **factory
     ):
+        if rank > out_features:
+            raise ValueError(f"rank is {rank}; it must be at most out_features, {out_features}")
         super().__init__()
-        self.layer, self.in_features, self.out_features = layer, in_features, out_features
-        self.register_buffer("inputs", inputs.to(_index_dtype(in_features - 1)))
-        self.register_buffer("outputs", outputs.to(_index_dtype(out_features - 1)))
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        with empty_weights_allowed():
+            self.pivot_rows = nn.Linear(in_features, rank, bias=False, **factory)
+            self.other_rows = nn.Linear(rank, out_features - rank, bias=False, **factory)
+        self.pivots = IndexSet(rank, out_features, factory.get("device"))
+        like = self.pivot_rows.weight
+        self.bias = nn.Parameter(like.new_zeros(out_features)) if bias else None
+
+    @classmethod
+    @torch.no_grad()
+    def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> "PivotedLinear":
+        """The layer of weight ``left @ right``, equal to it up to rounding.
+
+        Parameters
+        ----------
+        left, right : Tensor, shapes (out_features, rank) and (rank, in_features)
+        bias : Tensor of shape (out_features,), or None
+        """
+        chosen, coefficients = choose_pivots(left)
+        (out_features, rank), in_features = left.shape, right.shape[1]
+        with random_state_kept():  # the initial values are overwritten
+            layer = cls(
+                in_features,
+                out_features,
+                rank,
+                bias=bias is not None,
+                dtype=right.dtype,
+                device=right.device,
+            )
+        layer.pivots = IndexSet.of(chosen)
+        layer.pivot_rows.weight.copy_(left[chosen].double() @ right.double())
+        layer.other_rows.weight.copy_(coefficients)
+        if bias is not None:
+            layer.bias.copy_(bias)
+        return layer
 
     def forward(self, inputs: Tensor) -> Tensor:
-        produced = self.layer(inputs.index_select(-1, self.inputs.long()))
-        outputs = produced.new_zeros(*produced.shape[:-1], self.out_features)
-        return outputs.index_copy(-1, self.outputs.long(), produced)
+        pivots = self.pivot_rows(inputs)
+        outputs = torch.cat([pivots, self.other_rows(pivots)], dim=-1)
+        outputs = outputs.index_select(-1, self.pivots.places)
+        return outputs if self.bias is None else outputs + self.bias
 
     @property
     def weight(self) -> Tensor:
         """The weight of a linear layer with the same outputs, (out_features, in_features)."""
-        small = self.layer.weight
-        weight = small.new_zeros(self.out_features, self.in_features)
-        wide = small.new_zeros(len(small), self.in_features)
-        rows = wide.index_copy(1, self.inputs.long(), small)
-        return weight.index_copy(0, self.outputs.long(), rows)
+        pivots = self.pivot_rows.weight
+        return torch.cat([pivots, self.other_rows.weight @ pivots])[self.pivots.places]
+
+
+class SelectedLinear(StoredForm, nn.Module):
+    """A layer that stores weights for some of its inputs and outputs only; other outputs are 0.
+
+    Parameters
+    ----------
+    layer : nn.Linear, LowRankLinear or PivotedLinear
+        The layer on the inputs and outputs that have weights.
+    inputs, outputs : Tensor of bool, shapes (in_features,) and (out_features,)
+        Which these are. The state dict names them in the fewest bytes, and none where all are kept;
+        see `ddlr.index_sets.IndexSet`.
+    bias : Tensor of shape (out_features,), optional
+        Is added to all outputs, where one without weights has a bias. The layer inside has none
+        then.
+    """
+
+    def __init__(
+        self, layer: nn.Module, inputs: Tensor, outputs: Tensor, bias: Tensor | None = None
+    ):
+        super().__init__()
+        self.layer = layer
+        self.in_features, self.out_features = len(inputs), len(outputs)
+        self.inputs, self.outputs = IndexSet.of(inputs), IndexSet.of(outputs)
+        self.whole_bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.inputs.is_all:
+            inputs = inputs.index_select(-1, self.inputs.indices)
+        outputs = self._among_all(self.layer(inputs), -1, self.outputs)
+        return outputs if self.whole_bias is None else outputs + self.whole_bias
+
+    @staticmethod
+    def _among_all(values: Tensor, side: int, kept: IndexSet) -> Tensor:
+        """Put values in the places of the indices that are kept; the others are 0."""
+        if kept.is_all:
+            return values
+        shape = list(values.shape)
+        shape[side] = kept.total
+        return values.new_zeros(shape).index_copy(side, kept.indices, values)
+
+    @property
+    def rank(self) -> int | None:
+        """That of the layer inside, where it is low-rank."""
+        return getattr(self.layer, "rank", None)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of a linear layer with the same outputs, (out_features, in_features)."""
+        rows = self._among_all(self.layer.weight, 1, self.inputs)
+        return self._among_all(rows, 0, self.outputs)
 
     @property
     def bias(self) -> Tensor | None:
-        if self.layer.bias is None:
-            return None
-        bias = self.layer.bias.new_zeros(self.out_features)
-        return bias.index_copy(0, self.outputs.long(), self.layer.bias)
+        if self.whole_bias is not None or self.layer.bias is None:
+            return self.whole_bias
+        return self._among_all(self.layer.bias, 0, self.outputs)
 
 
 # What a compressed layer may be; an `nn.Linear` besides.
-FORMS = (LowRankLinear, SelectedLinear)
-
-
-@torch.no_grad()
-def compact(model: nn.Module) -> nn.Module:
-    """A copy of a compressed network that stores no weights of inputs and outputs left out.
-
-    Compression sets these to zero in layers of the shape that they had, which any tool understands.
-    Here each such `nn.Linear` and `LowRankLinear` becomes a `SelectedLinear`, smaller in memory and
-    on disk and with fewer operations. The outputs are the same up to rounding. A layer stays as it
-    is where another module has its weight too, or where the weight is computed from others.
-    """
-    model = copied(model)
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | LowRankLinear)
-    }
-    for name, layer in layers.items():
-        if isinstance(layers.get(name.rpartition(".")[0]), LowRankLinear):
-            continue  # a factor, which goes with its layer
-        if isinstance(layer, nn.Linear) and not _owns_weight(model, layer):
-            continue
-        inputs, outputs = (layer.weight != 0).any(dim=0), _gives_outputs(layer)
-        if not (inputs.all() and outputs.all()):
-            model = replace_layer(model, name, _selected(layer, inputs, outputs))
-    return model
-
-
-def _owns_weight(model: nn.Module, layer: nn.Linear) -> bool:
-    """Whether a layer is a linear map, with a weight that no other module has."""
-    holders = sum(
-        any(parameter is layer.weight for parameter in module.parameters(recurse=False))
-        for module in model.modules()
-    )
-    return is_plain(layer) and type(layer).forward is nn.Linear.forward and holders == 1
-
-
-def _selected(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> SelectedLinear:
-    bias = None if layer.bias is None else layer.bias[outputs]
-    if isinstance(layer, LowRankLinear):
-        with random_state_kept():
-            small = LowRankLinear(
-                int(inputs.sum()),
-                int(outputs.sum()),
-                layer.rank,
-                dtype=bias.dtype,
-                device=bias.device,
-            )
-        small[0].weight.copy_(layer[0].weight[:, inputs])
-        small[1].weight.copy_(layer[1].weight[outputs])
-        small[1].bias.copy_(bias)
-    else:
-        small = store_linear(layer.weight[outputs][:, inputs], bias)
-    inputs, outputs = (mask.nonzero()[:, 0] for mask in (inputs, outputs))
-    return SelectedLinear(small, inputs, outputs, layer.in_features, layer.out_features)
+FORMS = (LowRankLinear, PivotedLinear, SelectedLinear, SparseLinear)
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
@@ -221,30 +270,3 @@ def _rank_of(values: Tensor, weight: Tensor) -> int:
         return 0
     noise = torch.finfo(weight.dtype).eps * sum(math.sqrt(side) for side in weight.shape)
     return int((values > noise * values[0]).sum())
-
-
-@torch.no_grad()
-def store_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with the given weight and bias."""
-    layer = nn.utils.skip_init(
-        nn.Linear,
-        weight.shape[1],
-        weight.shape[0],
-        bias=bias is not None,
-        dtype=weight.dtype,
-        device=weight.device,
-    )
-    layer.weight.copy_(weight)
-    if bias is not None:
-        layer.bias.copy_(bias)
-    return layer
-
-
-def _gives_outputs(layer: nn.Module) -> Tensor:
-    """The mask of the outputs of a layer that have weights or a bias, shape (out_features,)."""
-    weighted = (layer.weight != 0).any(dim=1)
-    return weighted if layer.bias is None else weighted | (layer.bias != 0)
-
-
-def _index_dtype(largest: int) -> torch.dtype:
-    return next(dtype for bits, dtype in _INDEX_DTYPES if largest < 2**bits)

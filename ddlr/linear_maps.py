@@ -11,111 +11,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddlr.calls import Batch
-from ddlr.identity import is_plain
-from ddlr.layers import FORMS, store_linear
-
-_LINEAR_WITHIN = 100  # roundings of a product's norm
-
-
-class LinearMap:
-    """An `nn.Linear`: the kind that the others are variations of.
-
-    A kind is a set of functions of a module; it has no state.
-    """
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.Linear)
-
-    def features(self, module: nn.Module) -> tuple[int, int]:
-        """In and out features of the weight as a matrix."""
-        return module.in_features, module.out_features
-
-    def weight(self, module: nn.Module) -> Tensor:
-        """Shape (out_features, in_features)."""
-        return module.weight
-
-    def bias(self, module: nn.Module) -> Tensor | None:
-        return module.bias
-
-    def leading_shape(self, outputs: Tensor) -> tuple[int, ...]:
-        """The shape of the outputs without their features: of one call, how many rows."""
-        return tuple(outputs.shape[:-1])
-
-    def input_rows(self, module: nn.Module, inputs: Tensor, rows: Tensor | None) -> Tensor:
-        """What the module is given, as rows of a matrix, or those of some indices; maybe a view."""
-        return _taken(inputs.flatten(0, -2), rows)
-
-    def output_rows(self, module: nn.Module, outputs: Tensor, rows: Tensor | None) -> Tensor:
-        """What it gives for these, shape (rows, out_features)."""
-        return _taken(outputs.flatten(0, -2), rows)
-
-    def in_shape(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """All rows of a call's outputs in the shape that they had."""
-        return rows.reshape(shape)
-
-    def about_inputs(self, module: nn.Module) -> tuple:
-        """What `input_rows` depends on besides the inputs; layers that agree in it may share."""
-        return ()
-
-    def most_rows(self, module: nn.Module) -> int | None:
-        """The most rows of its inputs that are kept, unless asked for otherwise; None for all."""
-        return None
-
-    def wrapped(self, original: nn.Module, layer: nn.Module) -> nn.Module:
-        """A compressed layer, an `nn.Linear` or a form of `ddlr.layers`, as what takes a place."""
-        return layer
-
-    def as_layer(self, module: nn.Module) -> nn.Module:
-        """What took the place, or the original, as an `nn.Linear` or a form of `ddlr.layers`."""
-        return module
-
-    def is_plain(self, module: nn.Module) -> bool:
-        """Whether weight and bias are parameters of its own, computed from nothing else."""
-        return is_plain(module)
-
-
-class TransposedLinear(LinearMap):
-    """GPT-2's `Conv1D`, a linear layer that holds its weight as (in_features, out_features)."""
-
-    def matches(self, module: nn.Module) -> bool:
-        kind = type(module)
-        return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
-
-    def features(self, module: nn.Module) -> tuple[int, int]:
-        return tuple(module.weight.shape)
-
-    def weight(self, module: nn.Module) -> Tensor:
-        return module.weight.T
-
-    def as_layer(self, module: nn.Module) -> nn.Module:
-        if not self.matches(module):
-            return module
-        return store_linear(module.weight.detach().T.contiguous(), module.bias.detach())
-
-
-class CompressedLayer(LinearMap):
-    """A layer that was compressed before, in one of the forms of `ddlr.layers`."""
-
-    def matches(self, module: nn.Module) -> bool:
-        return isinstance(module, FORMS)
-
-    def is_plain(self, module: nn.Module) -> bool:
-        return False  # its weight is the product of its parts
-
-
-def _taken(matrix: Tensor, rows: Tensor | None) -> Tensor:
-    matrix = matrix.detach()
-    return matrix if rows is None else matrix[rows.to(matrix.device)]
-
+from ddlr.convolutions import CompressedConvolution, Convolution
+from ddlr.fully_connected import CompressedLayer, LinearMap, TransposedLinear
 
 # Named "fully connected" together: what is compressed unless layers are chosen.
 FULLY_CONNECTED: tuple[LinearMap, ...] = (LinearMap(), TransposedLinear(), CompressedLayer())
-KINDS: tuple[LinearMap, ...] = FULLY_CONNECTED
+KINDS: tuple[LinearMap, ...] = (*FULLY_CONNECTED, Convolution(), CompressedConvolution())
+_ANY_MODULE = LinearMap()
 
 
 def kind_of(module: nn.Module, kinds: tuple[LinearMap, ...] = KINDS) -> LinearMap | None:
     """The kind of linear map that a module is, if it is one."""
     return next((kind for kind in kinds if kind.matches(module)), None)
+
+
+def rows_kind(module: nn.Module) -> LinearMap:
+    """By which kind inputs and outputs of a module are noted as rows.
+
+    Of what is no linear map, or none that is supported, leading dimensions are rows, as for an
+    `nn.Linear`.
+    """
+    kind = kind_of(module)
+    return _ANY_MODULE if kind is None or kind.unsupported(module) else kind
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -134,8 +51,8 @@ def rows_that_count(module: nn.Module, outputs: Tensor, batch: Batch | None) -> 
     """Which rows of one call of a module are kept, see `ddlr.calls.Batch.chosen_rows`."""
     if batch is None:
         return None
-    kind = kind_of(module) or LinearMap()
-    return batch.chosen_rows(kind.leading_shape(outputs), kind.most_rows(module))
+    kind = rows_kind(module)
+    return batch.chosen_rows(kind.leading_shape(module, outputs), kind.most_rows(module))
 
 
 def why_no_linear_map(module: nn.Module, inputs: Tensor, outputs: Tensor) -> str:
@@ -153,7 +70,7 @@ def why_no_linear_map(module: nn.Module, inputs: Tensor, outputs: Tensor) -> str
     try:
         expected = functional.linear(inputs, weight, kind_of(module).bias(module))
         off = torch.linalg.vector_norm((outputs - expected).double())
-        within = _LINEAR_WITHIN * torch.finfo(outputs.dtype).eps
+        within = kind_of(module).linear_within(outputs)
         norm = torch.linalg.vector_norm(expected.double())
     except (RuntimeError, TypeError):
         return why

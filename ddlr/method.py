@@ -88,6 +88,8 @@ class Method:
         layers before it solves the first.
     one_tolerance : bool
         Whether all layers must have the same tolerance, so that there are no goals.
+    on_patches : Method, optional
+        What convolutions are compressed by, where this method's result is none that they can store.
     """
 
     name: str
@@ -101,6 +103,11 @@ class Method:
     drops_unread: bool = False
     prepare: Callable[..., "Method"] | None = None
     one_tolerance: bool = False
+    on_patches: "Method | None" = None
+
+    def of_layer(self, on_patches: bool) -> "Method":
+        """The method itself, or its substitute for a layer on patches."""
+        return self.on_patches or self if on_patches else self
 
     @property
     def refits(self) -> tuple[str, ...]:
@@ -130,8 +137,10 @@ class Method:
             name: _OPTION_CHECKS[name](value) if name in _OPTION_CHECKS else value
             for name, value in given.items()
         }
+        on_patches = self.on_patches and self.on_patches.with_options(**given)
         return dataclasses.replace(
             self,
+            on_patches=on_patches,
             options={name: given.get(name, value) for name, value in self.options.items()},
             refit_options={
                 name: given.get(name, value) for name, value in self.refit_options.items()

@@ -135,6 +135,7 @@ def compress_network(
         memory_limit=settings.memory_limit,
         max_samples=settings.max_samples,
     )
+    _check_break_even(captured, walk.break_even)
     if goal is not None:
         return compress_to_goal(model, captured, method, goal, walk, output=output, refit=refit)
     result = compress_layers(model, captured, method, relative_tolerance, walk, on_layer=on_layer)
@@ -152,6 +153,15 @@ def _check_one_of(relative_tolerance: object, goal: object, on_layer: object) ->
         )
     if goal is not None and on_layer is not None:
         raise ValueError("on_layer is for a relative_tolerance; a goal tries each layer many times")
+
+
+def _check_break_even(captured: CapturedLayers, break_even: object) -> None:
+    convolutions = [layer.name for layer in captured.layers if layer.on_patches]
+    if convolutions and break_even is not None:
+        raise ValueError(
+            f"break_even times products of matrices, which layer {convolutions[0]!r}, a "
+            'convolution, is not; leave break_even at "parameters", or convolutions out of layers'
+        )
 
 
 def _captured(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddlr.calls import Batch
 from ddlr.hooks import try_relu
 from ddlr.identity import adapter_of, shares_with
-from ddlr.linear_maps import weight_and_bias, why_no_linear_map
+from ddlr.linear_maps import kind_of, weight_and_bias, why_no_linear_map
 from ddlr.memory import Memory
 from ddlr.recording import LayerRecord, Recorder
 from ddlr.result import SkippedStatus
@@ -56,18 +56,19 @@ class Passes:
     replaceable: list[str] | None = None
 
     def run(self, batches: Sequence[Batch]) -> None:
-        recorder = Recorder(self.model, self.names, memory=self.memory, check=self._check)
-        self.layers = {
-            name: Recorded(self.model.get_submodule(name), record)
-            for name, record in recorder.records.items()
-        }
-        for name, one in self.layers.items():
-            one.refused = adapter_of(self.model, name)
+        for name in self.names:
+            layer = self.model.get_submodule(name)
+            why = kind_of(layer).unsupported(layer) or adapter_of(self.model, name)
+            self.layers[name] = Recorded(layer, LayerRecord(), refused=why)
+        names = [name for name, one in self.layers.items() if not one.refused]
+        recorder = Recorder(self.model, names, memory=self.memory, check=self._check)
+        for name, record in recorder.records.items():
+            self.layers[name].record = record
         self.traced = traced_modules(self.model, list(self.names))
         twin: Twin | None = None
         with (
             recorder.attached(),
-            noting_routes(self.model, self.names) as routes,
+            noting_routes(self.model, names) as routes,
             untouched(self.model) as device,
         ):
             for batch in batches:
@@ -85,8 +86,8 @@ class Passes:
                 self._try_relus(batch, device, seen if known else None)
                 recorder.paused = routes.paused = False
                 end()
-        for name, one in self.layers.items():
-            one.route = routes.to(name)
+        for name in names:
+            self.layers[name].route = routes.to(name)
 
     def _check(self, name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
         one = self.layers[name]

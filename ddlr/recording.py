@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ddlr.calls import Batch
-from ddlr.linear_maps import LinearMap, given_to, kind_of, rows_that_count
+from ddlr.linear_maps import LinearMap, given_to, rows_kind, rows_that_count
 from ddlr.memory import Memory
 from ddlr.trials import hooked
 from ddlr.untouched import untouched
-
-# For modules that are no linear maps: leading dimensions are rows, as for an `nn.Linear`.
-_ANY_MODULE = LinearMap()
 
 
 @dataclass
@@ -136,7 +133,7 @@ class Recorder:
         def note(layer, arguments, keywords, output):
             if not record.called:
                 record.place = next(self._places)
-            kind = kind_of(layer) or _ANY_MODULE
+            kind = rows_kind(layer)
             given = given_to(arguments, keywords)
             rows = rows_that_count(layer, output, self._batch)
             # Cloned at once: an in-place activation would overwrite it.
@@ -152,9 +149,7 @@ class Recorder:
                 record.output_parts.append(outputs)
                 if self._batch is not None:
                     self.whole_outputs[name].append(
-                        kind.in_shape(outputs, tuple(output.shape))
-                        if rows is None
-                        else output.detach().clone()
+                        kind.as_given(outputs, output) if rows is None else output.detach().clone()
                     )
 
         return hook

@@ -139,7 +139,7 @@ def _why_none(module: nn.Module) -> str:
         return f"is a {kind.__name__}, quantised; compress first and quantise the result"
     if isinstance(module, nn.MultiheadAttention):
         return "is attention with packed projections, which are no layer of their own"
-    kinds = "nn.Linear, nn.Conv2d, or Conv1D of transformers"
+    kinds = "nn.Linear, nn.Conv1d, nn.Conv2d, or Conv1D of transformers"
     return f"is a {kind.__name__}, and no linear layer ({kinds})"
 
 

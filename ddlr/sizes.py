@@ -1,24 +1,29 @@
 """Storage counts of layers: the break-even rule, the weights, and the bytes of each form."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ddlr.layers import LowRankLinear
+from ddlr.index_sets import index_bytes, set_bytes
 
 BYTES_PER_VALUE = 4
-_INDEX_BYTES = ((8, 1), (16, 2), (32, 4), (64, 8))
 
 
 def saves_weights(rank: int, in_features: int, out_features: int) -> bool:
-    """Whether two factors of a rank hold fewer weights than the dense layer: break-even."""
-    return rank * (in_features + out_features) < in_features * out_features
+    """Whether a layer of a rank is stored with fewer weights than the dense layer: break-even."""
+    return rank < min(in_features, out_features)
 
 
 def fewest_stored(rank: int, in_features: int, out_features: int) -> int:
-    """The number of weights of a layer in the smaller of its two forms, factors and dense."""
-    return min(rank * (in_features + out_features), in_features * out_features)
+    """The fewest weights that a layer of a rank is stored with.
+
+    It has rank * (in_features + out_features - rank) degrees of freedom, and as many weights as a
+    `ddlr.layers.PivotedLinear`; at full rank that is the dense layer.
+    """
+    rank = min(rank, in_features, out_features)
+    return rank * (in_features + out_features - rank)
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,24 @@ class LayerSize:
     ----------
     form : {"low_rank", "sparse", "dense"}
     parameters : int
-        Factor entries, or nonzero entries. Zero rows and columns are removed, not counted.
+        Rows and columns that are zero are removed, not counted. Of the others:
+
+        - low rank: rank * (rows + columns - rank), the entries of pivot rows and coefficients, or
+          of the dense layer where the rank is full on them;
+        - sparse: nonzero entries;
+        - dense: all entries.
     bytes : int
         4 bytes per value, and the positions of the values, in the smallest of these formats:
 
-        - low rank and dense: an array on the rows and columns that are not zero, which are named,
-          or on all of them;
-        - sparse, on either: values and a bitmap of one bit per position; values, column indices and
-          row pointers (CSR); or a dense array.
+        - low rank: pivot rows and coefficients (`ddlr.layers.PivotedLinear`), with the names of the
+          pivots. Two factors are never smaller: they have rank^2 more values;
+        - sparse: values and a bitmap of one bit per position; values, column indices and row
+          pointers (CSR); or a dense array;
+        - dense: an array.
 
-        Rows and columns are named by a list of indices or a bitmap. An index takes the smallest of
-        1, 2, 4 and 8 bytes that fits.
+        Each is on the rows and columns that are not zero, which are named, or on all of them. Rows
+        and columns are named by a list of indices or a bitmap. An index takes the smallest of 1, 2,
+        4 and 8 bytes that fits.
     """
 
     form: str
@@ -48,48 +60,73 @@ class LayerSize:
 
 
 def layer_size(layer: nn.Module) -> LayerSize:
-    """The size of an `nn.Linear` or a `LowRankLinear`, from its weights.
+    """The size of an `nn.Linear` or of a form of `ddlr.layers`, from its weights.
 
-    A linear layer is sparse if it has zeros other than whole rows and columns.
+    A layer that is not low-rank is sparse if it has zeros other than whole rows and columns.
     """
-    if isinstance(layer, LowRankLinear):
-        rows, columns = (layer[1].weight != 0).any(dim=1), (layer[0].weight != 0).any(dim=0)
-        parameters = layer.rank * int(rows.sum() + columns.sum())
-        on_all = BYTES_PER_VALUE * layer.rank * (len(rows) + len(columns))
-        selected = BYTES_PER_VALUE * parameters + _selection_bytes(rows) + _selection_bytes(columns)
-        return LayerSize("low_rank", parameters, min(on_all, selected))
     stored = layer.weight != 0
+    rows, columns, rank = stored.any(dim=1), stored.any(dim=0), low_rank_of(layer)
+    block = int(rows.sum()), int(columns.sum())
+    if rank is not None:
+        stored_in = low_rank_storage(rank, rows, columns)
+        return LayerSize("low_rank", fewest_stored(rank, *block), stored_in.bytes)
     nonzeros = int(stored.sum())
-    rows, columns = stored.any(dim=1), stored.any(dim=0)
-    block = (int(rows.sum()), int(columns.sum()))
-    names = _selection_bytes(rows) + _selection_bytes(columns)
-    form = "dense" if nonzeros == block[0] * block[1] else "sparse"
-    return LayerSize(
-        form,
-        nonzeros,
-        min(_block_bytes(nonzeros, *block) + names, _block_bytes(nonzeros, *stored.shape)),
-    )
+    if nonzeros == block[0] * block[1]:
+        return LayerSize("dense", nonzeros, dense_storage(rows, columns).bytes)
+    size = _smaller(lambda *sides: _sparse_bytes(nonzeros, *sides), rows, columns)
+    return LayerSize("sparse", nonzeros, size.bytes)
 
 
-def _block_bytes(nonzeros: int, rows: int, columns: int) -> int:
-    """The bytes of a matrix as dense array, values with a bitmap, or CSR, whichever is smallest."""
-    bitmap = BYTES_PER_VALUE * nonzeros + math.ceil(rows * columns / 8)
-    return min(BYTES_PER_VALUE * rows * columns, bitmap, csr_bytes(nonzeros, rows, columns))
+def low_rank_of(layer: nn.Module) -> int | None:
+    """The rank of a layer that is stored as a low-rank one, else None."""
+    return getattr(layer, "rank", None)
+
+
+@dataclass(frozen=True, order=True)
+class Storage:
+    """The bytes of a matrix, and whether only its rows and columns that are not zero are stored."""
+
+    bytes: int
+    selected: bool
+
+
+def low_rank_storage(rank: int, rows: Tensor, columns: Tensor) -> Storage:
+    """The smallest storage of a matrix of a rank, pivoted or dense.
+
+    Parameters
+    ----------
+    rows, columns : Tensor of bool
+        Which of them are not zero.
+    """
+    return _smaller(lambda *sides: _pivoted_bytes(rank, *sides), rows, columns)
+
+
+def dense_storage(rows: Tensor, columns: Tensor) -> Storage:
+    """The smallest storage of a matrix as an array; see `low_rank_storage`."""
+    return _smaller(lambda *sides: BYTES_PER_VALUE * math.prod(sides), rows, columns)
 
 
 def csr_bytes(nonzeros: int, rows: int, columns: int) -> int:
     """The bytes of a matrix in CSR: values, column indices and row pointers of smallest types."""
-    pointers = (rows + 1) * _index_bytes(nonzeros)
-    return nonzeros * (BYTES_PER_VALUE + _index_bytes(columns - 1)) + pointers
+    pointers = (rows + 1) * index_bytes(nonzeros)
+    return nonzeros * (BYTES_PER_VALUE + index_bytes(columns - 1)) + pointers
 
 
-def _selection_bytes(kept: Tensor) -> int:
-    """The bytes that name the rows or columns kept: none, if all or none are kept."""
-    count = int(kept.sum())
-    if count in (0, len(kept)):
-        return 0
-    return min(count * _index_bytes(len(kept) - 1), math.ceil(len(kept) / 8))
+def _smaller(bytes_of: Callable[[int, int], int], rows: Tensor, columns: Tensor) -> Storage:
+    """The smaller of a format's storages on all rows and columns, and on those not zero."""
+    block = int(rows.sum()), int(columns.sum())
+    names = set_bytes(block[0], len(rows)) + set_bytes(block[1], len(columns))
+    every = Storage(bytes_of(len(rows), len(columns)), selected=False)
+    return min(every, Storage(bytes_of(*block) + names, selected=True))
 
 
-def _index_bytes(largest: int) -> int:
-    return next(size for bits, size in _INDEX_BYTES if largest < 2**bits)
+def _pivoted_bytes(rank: int, rows: int, columns: int) -> int:
+    if not saves_weights(rank, columns, rows):
+        return BYTES_PER_VALUE * rows * columns
+    return BYTES_PER_VALUE * fewest_stored(rank, columns, rows) + set_bytes(rank, rows)
+
+
+def _sparse_bytes(nonzeros: int, rows: int, columns: int) -> int:
+    """The bytes of a matrix as dense array, values with a bitmap, or CSR, whichever is smallest."""
+    bitmap = BYTES_PER_VALUE * nonzeros + math.ceil(rows * columns / 8)
+    return min(BYTES_PER_VALUE * rows * columns, bitmap, csr_bytes(nonzeros, rows, columns))

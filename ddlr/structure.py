@@ -11,16 +11,25 @@ class, which is compared and never looked up: such a network needs an instance t
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddlr.convolution_forms import GEOMETRY, LowRankConvolution, PivotedConvolution
 from ddlr.identity import is_plain
-from ddlr.layers import LowRankLinear, SelectedLinear, replace_layer
+from ddlr.layers import (
+    LowRankLinear,
+    PivotedLinear,
+    SelectedLinear,
+    replace_layer,
+)
 from ddlr.plain_modules import made_plain, plain_arguments
 from ddlr.untouched import random_state_kept
 
+# Of a layer in a file; beyond, the file is taken to be damaged.
+_MOST_FEATURES = 2**24
 Entry = Mapping[str, Any]
 Structure = Mapping[str, Entry]
 
@@ -39,14 +48,11 @@ class Form:
         ``(layer)`` to what makes such a layer, as JSON has it, without its tensors.
     make : callable
         Those as keywords to a layer of that structure, with any values.
-    check : callable, optional
-        ``(layer)``, with its values: raises a ValueError if they do not make sense.
     """
 
     made: type[nn.Module]
     arguments: Callable[[Any], dict[str, Any]]
     make: Callable[..., nn.Module]
-    check: Callable[[Any], None] | None = None
 
 
 def _low_rank_arguments(layer: LowRankLinear) -> dict[str, Any]:
@@ -57,37 +63,72 @@ def _low_rank_arguments(layer: LowRankLinear) -> dict[str, Any]:
     }
 
 
+def _convolution_arguments(layer: LowRankConvolution | PivotedConvolution) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "rank", *GEOMETRY)
+    values = {name: getattr(layer, name) for name in names}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
+
+
+def _pivoted_convolution_arguments(layer: PivotedConvolution) -> dict[str, Any]:
+    return {**_convolution_arguments(layer), "bias": layer.bias is not None}
+
+
+def _with_tuples(made: type[nn.Module], **arguments: Any) -> nn.Module:
+    return made(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in arguments.items()
+        }
+    )
+
+
+def _pivoted_arguments(layer: PivotedLinear) -> dict[str, Any]:
+    return {**_low_rank_arguments(layer), "bias": layer.bias is not None}
+
+
 def _selected_arguments(layer: SelectedLinear) -> dict[str, Any]:
     return {
         "in_features": layer.in_features,
         "out_features": layer.out_features,
-        "inputs": len(layer.inputs),
-        "outputs": len(layer.outputs),
+        "inputs": layer.inputs.count,
+        "outputs": layer.outputs.count,
+        "whole_bias": layer.whole_bias is not None,
         "layer": entry_of(layer.layer),
     }
 
 
 def _make_selected(
-    in_features: int, out_features: int, inputs: int, outputs: int, layer: Entry
+    in_features: int,
+    out_features: int,
+    inputs: int,
+    outputs: int,
+    whole_bias: bool,
+    layer: Entry,
 ) -> SelectedLinear:
-    places = (torch.empty(number, dtype=torch.int64) for number in (inputs, outputs))
-    return SelectedLinear(made(layer), *places, in_features, out_features)
+    # Which ones comes with the values; how many decides how these are stored.
+    kept = [
+        torch.arange(total, device="cpu") < number
+        for number, total in ((inputs, in_features), (outputs, out_features))
+    ]
+    return SelectedLinear(made(layer), *kept, torch.empty(out_features) if whole_bias else None)
 
 
-def _check_selected(layer: SelectedLinear) -> None:
-    for what, number in (("inputs", layer.in_features), ("outputs", layer.out_features)):
-        indices = getattr(layer, what).to(torch.int64)
-        if len(indices.unique()) < len(indices) or bool(
-            ((indices < 0) | (indices >= number)).any()
-        ):
-            raise ValueError(f"its {what} are not different ones of {number}")
-
-
+# Classes whose modules compression replaces by others of the same class, which have a bias.
+_COMPRESSED = ("Linear", "Conv1d", "Conv2d")
 FORMS = {
     form.made.__name__: form
     for form in (
         Form(LowRankLinear, _low_rank_arguments, LowRankLinear),
-        Form(SelectedLinear, _selected_arguments, _make_selected, _check_selected),
+        Form(LowRankConvolution, _convolution_arguments, partial(_with_tuples, LowRankConvolution)),
+        Form(
+            PivotedConvolution,
+            _pivoted_convolution_arguments,
+            partial(_with_tuples, PivotedConvolution),
+        ),
+        Form(PivotedLinear, _pivoted_arguments, PivotedLinear),
+        Form(SelectedLinear, _selected_arguments, _make_selected),
     )
 }
 
@@ -179,6 +220,10 @@ def made(entry: Entry) -> nn.Module:
         if form is None:
             raise ValueError(f"a {entry['form']!r}, a form that this version does not know")
         try:
+            sizes = [each for each in entry["arguments"].values() if isinstance(each, int)]
+            # Index sets take memory for them, before the tensors of a file show what is true.
+            if not all(0 <= each <= _MOST_FEATURES for each in sizes):
+                raise ValueError(f"its sizes are {sizes}")
             return form.make(**entry["arguments"])
         except Exception as error:
             raise ValueError(f"a {entry['form']} that can not be made: {error}") from error
@@ -262,12 +307,12 @@ def _is_replacement(name: str, entry: Entry, structure: Structure, old: nn.Modul
         word, arguments = entry.get("class"), entry.get("arguments")
         if word == type(old).__name__:
             mine = plain_arguments(old)
-            computed = word == "Linear" and not (entry.get("altered") or is_plain(old))
+            computed = word in _COMPRESSED and not (entry.get("altered") or is_plain(old))
             if arguments is None or mine is None or (mine == arguments and not computed):
                 return False
             given = {each: arguments.get(each) for each in {*mine, *arguments}}
             wrong = {each for each, value in given.items() if mine.get(each) != value}
-            if word != "Linear" or not wrong <= {"bias"}:
+            if word not in _COMPRESSED or not wrong <= {"bias"}:
                 raise ValueError(
                     f"{_called(name)} is a {word} with {_said(arguments, wrong)} in the file, and "
                     f"with {_said(mine, wrong)} in the model"
@@ -297,10 +342,14 @@ def _geometry(layer: nn.Module) -> str | None:
     if hasattr(layer, "nf") and isinstance(getattr(layer, "weight", None), Tensor):
         inputs, outputs = layer.weight.shape  # the Conv1D of GPT-2
         return f"{inputs} inputs and {outputs} outputs"
+    if isinstance(layer, PivotedConvolution):
+        first = layer.pivot_rows
+        last = type(first)(layer.rank, layer.out_channels, 1, device="meta")
+        return _window([first, last])
     parts = list(layer) if isinstance(layer, nn.Sequential) else [layer]
     if not parts or not all(type(each) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) for each in parts):
         return None
-    if any(isinstance(each.padding, str) for each in parts) and len(parts) > 1:
+    if any(isinstance(each.padding, str) for each in parts[1:]):
         return None
     return _window(parts)
 
@@ -319,22 +368,6 @@ def _window(convolutions: list[nn.Module]) -> str:
         f"{convolutions[0].in_channels} input and {convolutions[-1].out_channels} output channels, "
         f"span {spans}, stride {steps}, padding {padding}"
     )
-
-
-# --- values ----------------------------------------------------------------------------------
-
-
-def check_values(model: nn.Module) -> None:
-    """Refuse compressed layers whose values make no sense; names the layer."""
-    for name, module in model.named_modules():
-        form = _form_of(module)
-        if form is not None and form.check is not None:
-            try:
-                form.check(module)
-            except ValueError as error:
-                raise ValueError(
-                    f"{_called(name)} is a {form.made.__name__}, and {error}"
-                ) from error
 
 
 def _called(name: str) -> str:

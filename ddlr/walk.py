@@ -137,8 +137,7 @@ def compress_layers(
         elif bound and key in solved and not behind:
             result = solved[key]
         elif bound:
-            problem = layer.problem(bound, original_inputs=not behind)
-            result = solve_problem(method, problem, **settings.of_solves)
+            result = _solve(method, layer, bound, settings, original_inputs=not behind)
             if not behind:
                 solved[key] = result
         behind |= settings.order == "cascade" and result is not None
@@ -187,7 +186,9 @@ def _solve_ahead(
         if settings.order == "parallel":
             return layers, (result for result in results if result is not None)
         layers = [
-            layer if result is None else on_used_inputs(layer, _unfinished(result), method.ridge)
+            layer
+            if result is None or layer.on_patches
+            else on_used_inputs(layer, _unfinished(result), method.ridge)
             for layer, result in zip(layers, results, strict=True)
         ]
     elif settings.order == "parallel" and settings.workers > 1 and any(tolerances.values()):
@@ -223,12 +224,23 @@ def _solve_backwards(
         if bound:
             key = (layer.name, bound, _bytes(layer.read))
             if key not in solved:
-                problem = layer.problem(bound)
-                solved[key] = solve_problem(method, problem, **settings.of_solves)
+                solved[key] = _solve(method, layer, bound, settings)
             result = solved[key]
         layers.insert(0, layer)
         results.insert(0, result)
     return layers, results
+
+
+def _solve(
+    method: Method,
+    layer: CapturedLayer,
+    bound: float,
+    settings: WalkSettings,
+    *,
+    original_inputs: bool = True,
+) -> Solution:
+    problem = layer.problem(bound, original_inputs=original_inputs)
+    return solve_problem(method.of_layer(layer.on_patches), problem, **settings.of_solves)
 
 
 def _solve_side_by_side(
@@ -247,7 +259,10 @@ def _solve_side_by_side(
     threads = max(1, torch.get_num_threads() // settings.workers)
     return joblib.Parallel(n_jobs=settings.workers, backend="loky", return_as="generator")(
         joblib.delayed(_solve_in_worker)(
-            method, layer.problem(tolerances[layer.name]), settings, threads
+            method.of_layer(layer.on_patches),
+            layer.problem(tolerances[layer.name]),
+            settings,
+            threads,
         )
         for layer in captured.layers
         if tolerances[layer.name]
@@ -334,13 +349,14 @@ def _stored(
     layer = None
     if solved is not None:
         bias = _embed(solved.bias[:, None], live_out)[:, 0]
-        layer = method.store(_embed(solved.weight, live_out, live_in), bias)
+        store = method.of_layer(captured.on_patches).store
+        layer = store(_embed(solved.weight, live_out, live_in), bias)
     whole = _as_it_is(original, captured)
     if layer is not None and not _is_larger(layer, original):
         layer = layer.to(like)
         if break_even is None or break_even.keeps(layer, whole, captured.inputs):
             return layer
-    if isinstance(original, FORMS):
+    if _was_compressed(original):
         return None
     weight = whole.weight.detach() * (live_out[:, None] & live_in)
     bias = None if whole.bias is None else whole.bias.detach() * live_out
@@ -349,15 +365,19 @@ def _stored(
 
 def _is_larger(layer: nn.Module, original: nn.Module) -> bool:
     """Whether a layer stores more than one that was compressed before."""
-    return isinstance(original, FORMS) and (
+    return _was_compressed(original) and (
         layer_size(layer).parameters > layer_size(as_layer(original)).parameters
     )
+
+
+def _was_compressed(layer: nn.Module) -> bool:
+    return isinstance(as_layer(layer), FORMS)
 
 
 def _as_it_is(original: nn.Module, captured: CapturedLayer) -> nn.Module:
     """The original layer with a weight of its own, where it computes it from others."""
     kind = kind_of(original)
-    plain = kind.is_plain(original) or isinstance(original, FORMS)
+    plain = kind.is_plain(original) or _was_compressed(original)
     return kind.as_layer(original) if plain else _whole(original, captured)
 
 

@@ -162,6 +162,7 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
         **judge(prepared, compressed),
         **_goal_measures(compressed.goal),
         "seconds": round(sum(report.seconds for report in compressed.layers), 3),
+        "chosen_by_factors": False,
     }
     errors = layer_errors(prepared.judged, compressed)
     layers = [

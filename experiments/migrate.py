@@ -1,6 +1,7 @@
-"""Carry runs over from before they had the names they have now: ``python -m experiments.migrate``.
+"""Carry runs over from former code: ``python -m experiments.migrate``.
 
-Until then a run's identity hung on where the code of its method lies, and `refit=layer` was called
+Names, and then sizes, which `experiments.runs.recounting` describes. Until they had the names they
+have now, a run's identity hung on where the code of its method lies, and `refit=layer` was called
 "fixed", `constraint=nettrim` "net_trim". Both identities follow from a run's settings. For each run
 that `conf/paper.yaml` or the demo plans, and for some that the tables have beside these, rows of
 the tables and records that have the former identity get the present one. Nothing else in them
@@ -29,6 +30,7 @@ from experiments.runs.records import (
     write_json,
     write_whole,
 )
+from experiments.runs.recounting import recount_tables, recounted_record
 from experiments.runs.units import FINISHED, choices, network_path, read_record, run_key
 from experiments.status import planned
 
@@ -93,8 +95,12 @@ def main(cfg: DictConfig) -> None:
                 already,
                 others,
             )
-    records = [carry_record(Path(cfg.record_dir), old, new) for old, new in keys.items()]
-    log.info("%s: %d records carried over", cfg.record_dir, sum(records))
+    folder = Path(cfg.record_dir)
+    records = [carry_record(folder, old, new) for old, new in keys.items()]
+    log.info("%s: %d records carried over", folder, sum(records))
+    log.info("%s: %d runs counted anew", cfg.results_dir, recount_tables(Path(cfg.results_dir)))
+    for path in sorted(folder.glob("*.json")):
+        write_json(path, recounted_record(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def former_key(cfg: DictConfig) -> str:

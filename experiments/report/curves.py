@@ -42,9 +42,9 @@ def size_at_drop(sizes: np.ndarray, drops: np.ndarray, drop: float) -> float:
 def at_sizes(rows: pd.DataFrame, column: str, sizes: float | np.ndarray) -> np.ndarray:
     """A column of one seed's runs at given kept fractions, interpolated in their logarithm.
 
-    NaN outside the measured ones.
+    NaN outside the measured ones. A network without weights is left out: it has no logarithm.
     """
-    points = rows.sort_values("kept_fraction")
+    points = rows[rows["kept_fraction"] > 0].sort_values("kept_fraction")
     measured = np.log(points["kept_fraction"])
     return np.interp(np.log(sizes), measured, points[column], left=np.nan, right=np.nan)
 

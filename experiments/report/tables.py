@@ -83,15 +83,17 @@ def with_choices(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with what those lack that were written down before it was a choice.
 
     `earlier` marks rows that are carried over from before weights that no output depends on were
-    removed for every method, and before certificates had two sides.
+    removed for every method, and before certificates had two sides. `chosen_by_factors` marks those
+    of which the size was decided by former counts, see `experiments.runs.recounting`.
     """
-    choices = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", "earlier"])
+    marks = ["earlier", "chosen_by_factors"]
+    choices = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", *marks])
     return runs.assign(
         goal=choices["goal"].astype(object).fillna(ONE_TOLERANCE),
         wanted=choices["wanted"].fillna(runs["relative_tolerance"]),
         ridge=choices["ridge"].fillna(USUAL_RIDGE),
         cascade_bound=choices["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
-        earlier=choices["earlier"].astype(object).fillna(False).astype(bool),
+        **{mark: choices[mark].astype(object).fillna(False).astype(bool) for mark in marks},
     )
 
 

@@ -18,6 +18,11 @@ def sparse(shape: tuple[int, ...], density: float, dtype=torch.float32) -> torch
     return (values * (torch.rand(shape, generator=generator) < density)).to(dtype)
 
 
+def in_corner(tensor: torch.Tensor) -> torch.Tensor:
+    tensor[len(tensor) // 2 :] = tensor[:, tensor.shape[1] // 2 :] = 0
+    return tensor
+
+
 def stored(parts: dict[str, torch.Tensor]) -> int:
     return sum(each.numel() * each.element_size() for each in parts.values())
 
@@ -76,6 +81,21 @@ def test_indices_are_bits_or_small_numbers(indices, kind, size):
     assert (chosen, stored(parts)) == (kind, size)
 
 
+@pytest.mark.parametrize(
+    ("density", "kind"), [(0.004, "csr_of_block"), (0.3, "bitmap_of_block"), (1.0, "block")]
+)
+@pytest.mark.parametrize("kernel", [(), (3, 3)], ids=["linear", "convolution"])
+def test_rows_and_columns_without_weights_take_no_room(density, kind, kernel):
+    tensor = sparse((300, 784 // (9 if kernel else 1), *kernel), density)
+    tensor[:, ::3] = tensor[:100] = 0
+    chosen, parts = encode(tensor)
+    assert chosen == kind
+    inside = encode(tensor[100:][:, torch.arange(tensor.shape[1]) % 3 > 0])[1]
+    sides = -(-(300 + tensor[0].numel()) // 8)
+    assert stored(parts) <= stored(inside) + sides
+    assert torch.equal(decode(kind, parts, tensor), tensor)
+
+
 def damaged(kind: str) -> list[tuple[str, torch.Tensor]]:
     """A part by name, and what does not fit in its place."""
     return {
@@ -91,6 +111,16 @@ def damaged(kind: str) -> list[tuple[str, torch.Tensor]]:
             ("bitmap", torch.ones(5, dtype=torch.uint8)),
             ("bitmap", torch.ones(625)),
         ],
+        "block": [
+            ("values", torch.ones(3)),
+            ("sides", torch.ones(5, dtype=torch.uint8)),
+            ("sides", torch.zeros(19, dtype=torch.uint8)),
+        ],
+        "bitmap_of_block": [
+            ("sides", torch.zeros(19, dtype=torch.uint8)),
+            ("values", torch.ones(3)),
+        ],
+        "csr_of_block": [("sides", torch.ones(88)), ("columns", torch.zeros(2).byte())],
         "marks": [("marks", torch.ones(3)), ("marks", torch.ones(90, dtype=torch.uint8))],
         "small": [("small", torch.ones(7, dtype=torch.uint8))],
     }[kind]
@@ -101,6 +131,9 @@ def test_parts_that_make_no_such_tensor_are_refused(kind):
     tensor = {
         "csr": sparse((50, 100), 0.006),
         "bitmap": sparse((50, 100), 0.5),
+        "block": in_corner(sparse((50, 100), 1.0)),
+        "bitmap_of_block": in_corner(sparse((50, 100), 0.5)),
+        "csr_of_block": in_corner(sparse((300, 400), 0.01)),
         "marks": torch.arange(900),
         "small": torch.arange(900).flip(0),
     }[kind]
@@ -112,7 +145,7 @@ def test_parts_that_make_no_such_tensor_are_refused(kind):
     for name in parts:
         with pytest.raises(ValueError, match=f"part '{name}' is missing"):
             decode(kind, {key: one for key, one in parts.items() if key != name}, tensor)
-    with pytest.raises(ValueError, match=r"shape|rows"):
+    with pytest.raises(ValueError, match=r"shape|rows|which are|values of"):
         decode(kind, parts, tensor.new_empty(7, 3))
 
 

@@ -249,7 +249,8 @@ def forged(path, change, **metadata) -> None:
 
 
 def small() -> nn.Sequential:
-    selected = SelectedLinear(LowRankLinear(2, 3, 1), torch.tensor([0, 3]), torch.arange(3), 5, 3)
+    kept = torch.tensor([True, False, False, True, False])
+    selected = SelectedLinear(LowRankLinear(2, 3, 1), kept, torch.ones(3, dtype=torch.bool))
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), selected)
 
 
@@ -318,20 +319,25 @@ def _removed(name):
         (_set("modules", "0", "arguments", "in_features", 10**40), "module '0' is"),
         (
             _set("modules", "2", "arguments", "in_features", 3),
-            "its inputs are not different ones",
+            "2.inputs.stored must name 2 different indices below 3",
         ),
-        (_set("modules", "2", "arguments", "inputs", 3), "tensor '2.inputs': it has shape"),
+        (_set("modules", "2", "arguments", "inputs", 3), "must name 3 different indices below 5"),
+        (_set("modules", "2", "arguments", "in_features", 10**12), "its sizes are [1000000000000,"),
+        (_set("sparse", {"1": True}), "module '1' is said to be a sparse layer"),
         (_set("encodings", "0.weight", "pickle"), "does not know the encoding 'pickle'"),
         (_set("encodings", "0.weight", ["csr"]), "small.safetensors: "),
         (_set("encodings", "0.weight", "csr"), "tensor '0.weight': its part"),
-        (_set("tied", "0.weight", "2.outputs"), "tensor '0.weight': it has shape"),
+        (_set("tied", "0.weight", "2.inputs.stored"), "tensor '0.weight': it has"),
         (_set("tied", "1.inplace", "0.weight"), "'1.inplace' is tied to '0.weight'"),
         (_set("tied", "0.bias", "0.in_features"), "tensor '0.bias': it is missing"),
         (_set("layers", []), "have no 'layers'"),
         (_set("modules", {}), "the network itself is missing"),
-        (_tensor("2.inputs", torch.tensor([0, 0], dtype=torch.uint8)), "not different ones of 5"),
-        (_tensor("2.inputs", torch.tensor([0, 5], dtype=torch.uint8)), "not different ones of 5"),
-        (_tensor("2.inputs", torch.tensor([0.0, 1.0])), "torch.float32 in place of torch.uint8"),
+        (_tensor("2.inputs.stored", torch.tensor([1], dtype=torch.uint8)), "must name 2 different"),
+        (
+            _tensor("2.inputs.stored", torch.tensor([33], dtype=torch.uint8)),
+            "must name 2 different",
+        ),
+        (_tensor("2.inputs.stored", torch.tensor([1.0])), "torch.float32 in place of torch.uint8"),
         (_tensor("3.weight", torch.ones(2)), "tensor '3.weight': the network has no place"),
         (_removed("0.bias"), "tensor '0.bias': it is missing"),
     ],

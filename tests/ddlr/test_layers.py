@@ -1,15 +1,13 @@
-"""Low-rank layers compute what their weight says, and sizes are counted as they are defined."""
+"""The forms of a layer compute what their weight says, and hold as much as they say."""
+
+import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-import ddlr
-from ddlr import LowRankLinear
-from ddlr.layers import factorise, numerical_rank
-from experiments.configuration import REPOSITORY
-from experiments.networks import mlp_digits
+from ddlr import LowRankLinear, PivotedLinear, SelectedLinear
+from ddlr.layers import factorise, numerical_rank, store_linear
 
 
 def weight_of_rank(rank: int, rows: int = 9, columns: int = 7) -> torch.Tensor:
@@ -81,66 +79,97 @@ def test_zeros_that_are_no_whole_rows_or_columns_are_part_of_the_weight():
     assert torch.allclose(left @ right, weight, atol=1e-12)
 
 
-def linear(weight: torch.Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight.data.copy_(weight)
-    return layer
+EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float16, torch.bfloat16)}
+EPS |= {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 
 
-@pytest.mark.parametrize("method", ["nuclear", "fewest_weights"])
-def test_a_compact_copy_stores_what_is_counted_and_gives_the_same(method, digits):
-    model = mlp_digits().eval()
-    path = REPOSITORY / "results/checkpoints/mlp_digits_digits_seed0.safetensors"
-    model.load_state_dict(load_file(path))
-    calibration = digits.calibration(200, seed=0)
-    result = ddlr.compress(model, calibration, relative_tolerance=0.3, method=method)
-    small = ddlr.compact(result.model)
-    images = digits.held_out.images
-    assert torch.allclose(small(images), result.model(images), atol=1e-5)
-    weights = sum(p.numel() for p in small.parameters() if p.ndim == 2)
-    assert weights == sum(report.parameters_kept for report in result.layers)
-    assert weights < sum(p.numel() for p in result.model.parameters() if p.ndim == 2)
-    again = ddlr.compact(small)  # nothing is left to be left out
-    assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
-    small.load_state_dict(small.state_dict())
+def factors(rows: int, columns: int, rank: int, dtype=torch.float32) -> tuple:
+    """Two factors with singular values that fall by a thousand, and a bias."""
+    generator = torch.Generator().manual_seed(rank)
+    left = torch.randn(rows, rank, generator=generator, dtype=torch.float64)
+    right = torch.randn(rank, columns, generator=generator, dtype=torch.float64)
+    right *= torch.logspace(0, -3, rank, dtype=torch.float64)[:, None]
+    bias = torch.randn(rows, generator=generator, dtype=torch.float64)
+    return left.to(dtype), right.to(dtype), bias.to(dtype)
 
 
-def test_a_compact_copy_keeps_what_has_no_zeros_and_lone_layers():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2, bias=False))
-    assert [type(layer) for layer in ddlr.compact(model)] == [nn.Linear] * 2
-    with torch.no_grad():
-        model[1].weight[:, 1] = 0
-    small = ddlr.compact(model[1])
-    assert isinstance(small, ddlr.SelectedLinear) and small.layer.weight.shape == (2, 2)
-    inputs = torch.rand(2, 5, 3)
-    assert torch.allclose(small(inputs), model[1](inputs), atol=1e-6)
-
-
-@pytest.mark.parametrize("low_rank", [True, False], ids=["low rank", "dense"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", EPS, ids=str)
 @pytest.mark.parametrize(
-    ("inputs_gone", "outputs_gone"), [([0, 3], []), ([], [1, 4]), ([0, 3], [1, 4])], ids=str
+    ("rows", "columns", "rank"), [(40, 30, 8), (12, 9, 0), (7, 20, 7), (1, 6, 1), (6, 1, 1)]
 )
-def test_a_compact_layer_gives_what_its_layer_gives(low_rank, dtype, inputs_gone, outputs_gone):
-    generator = torch.Generator().manual_seed(0)
-    left, right, bias = (
-        torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((6, 2), (2, 5), (6,))
-    )
-    weight = left @ right
-    weight[:, inputs_gone], weight[outputs_gone] = 0, 0
-    bias[outputs_gone[:1]] = 0  # the other output is left with its bias alone
-    if low_rank:
-        layer = LowRankLinear.from_weight(weight, bias)
-    else:
-        layer = nn.Linear(5, 6, dtype=dtype)
-        layer.load_state_dict({"weight": weight, "bias": bias})
-    model = nn.Sequential(layer, nn.ReLU())
-    small = ddlr.compact(model)
-    assert model[0] is layer and isinstance(small[0], ddlr.SelectedLinear)
-    inputs = torch.randn(4, 5, generator=generator).to(dtype)
-    assert small(inputs).dtype == dtype
-    assert torch.allclose(small(inputs), model(inputs), atol=1e-6)
-    kept_in, kept_out = 5 - len(inputs_gone), 6 - len(outputs_gone[:1])
-    stored = sum(p.numel() for p in small[0].layer.parameters() if p.ndim == 2)
-    assert stored == (2 * (kept_in + kept_out) if low_rank else kept_in * kept_out)
-    assert len(small[0].layer.bias) == kept_out
+def test_a_pivoted_layer_gives_what_its_factors_give(rows, columns, rank, dtype):
+    left, right, bias = factors(rows, columns, rank, dtype)
+    layer = PivotedLinear.from_factors(left, right, bias)
+    inputs = torch.randn(2, 5, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
+    outputs = layer(inputs)
+    assert outputs.dtype == dtype and outputs.shape == (2, 5, rows)
+    weight = left.double() @ right.double()
+    expected = inputs.double() @ weight.T + bias.double()
+    # Roundings of the weight, of the pivots' outputs and of the sums, each times coefficients.
+    scale = inputs.double().norm(dim=-1).max() * weight.norm() + bias.double().abs().max()
+    assert (outputs.double() - expected).abs().max() <= 8 * EPS[dtype] * scale
+    assert (layer.weight.double() - weight).abs().max() <= 8 * EPS[dtype] * (1e-30 + weight.norm())
+    assert torch.equal(layer.bias, bias)
+    assert (layer.in_features, layer.out_features, layer.rank) == (columns, rows, rank)
+    dense = layer.dense()
+    assert type(dense) is nn.Linear and torch.equal(dense.weight, layer.weight)
+    linear = [part for part in layer.modules() if isinstance(part, nn.Linear)]
+    assert sum(part.weight.numel() for part in linear) == rank * (rows + columns - rank)
+
+
+def test_pivot_rows_are_stored_as_they_are_and_coefficients_stay_small():
+    for rank in (1, 5, 20):
+        left, right, bias = factors(60, 30, rank, torch.float64)
+        layer = PivotedLinear.from_factors(left, right, bias)
+        assert layer.other_rows.weight.abs().max() <= 2
+        places = layer.pivots.indices
+        assert torch.allclose(layer.pivot_rows.weight, (left @ right)[places], atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["low rank", "pivoted", "selected"])
+def test_a_form_is_saved_loaded_and_moved(form, tmp_path):
+    layers = []
+    for seed in (0, 1):
+        left, right, bias = factors(20, 15, 4)
+        left = left.roll(7 * seed, 0)
+        if form == "low rank":
+            layers.append(LowRankLinear.from_weight(left @ right, bias, rank=4))
+            continue
+        layers.append(PivotedLinear.from_factors(left, right, bias))
+        if form == "selected":
+            inputs, outputs = torch.rand(40) > 2, torch.rand(30) > 2
+            inputs[seed : seed + 15] = outputs[2 * seed : 2 * seed + 20] = True
+            layers[-1] = SelectedLinear(layers[-1], inputs, outputs)
+    one, other = layers
+    samples = torch.randn(3, one.in_features)
+    assert not torch.equal(one(samples), other(samples))
+    torch.save(one.state_dict(), tmp_path / "layer.pt")
+    other.load_state_dict(torch.load(tmp_path / "layer.pt"))
+    assert torch.equal(one(samples), other(samples))
+    moved = copy.deepcopy(one).to(torch.float64)
+    assert torch.allclose(moved(samples.double()).float(), one(samples), atol=1e-5)
+    assert torch.allclose(one.dense()(samples), one(samples), atol=1e-5)
+    whole = nn.Sequential(one)
+    torch.save(whole, tmp_path / "whole.pt")
+    assert torch.equal(torch.load(tmp_path / "whole.pt", weights_only=False)(samples), one(samples))
+
+
+def test_training_a_pivoted_layer_reaches_all_that_it_holds():
+    layer = PivotedLinear.from_factors(*factors(9, 7, 3))
+    layer(torch.randn(4, 7)).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
+
+
+def test_more_pivots_than_rows_are_refused():
+    with pytest.raises(ValueError, match="rank is 5; it must be at most out_features, 4"):
+        PivotedLinear(7, 4, 5)
+
+
+def test_outputs_without_weights_may_have_a_bias():
+    small = store_linear(torch.randn(2, 3), None)
+    outputs = torch.tensor([True, False, True, False])
+    bias = torch.arange(4.0)
+    layer = SelectedLinear(small, torch.ones(3, dtype=torch.bool), outputs, bias)
+    samples = torch.randn(5, 3)
+    assert torch.allclose(layer(samples), layer.dense()(samples), atol=1e-6)
+    assert torch.equal(layer(samples)[:, [1, 3]], bias[[1, 3]].expand(5, 2))

@@ -331,8 +331,8 @@ def test_numbers_that_are_low_are_numbers():
         (lambda out: out * 0, "the network's output is 0 throughout"),
         (lambda out: out.mean(), r"the network's output is of shape \(\)"),
         (lambda out: out.to(torch.complex64), "it must be real"),
-        (lambda out: (out, out), "the network's output is a tuple.* wrap the network"),
-        (lambda out: {"logits": out}, "the network's output is a dict.* wrap the network"),
+        (lambda out: (out, out), "the network's output is a tuple.*forward="),
+        (lambda out: {"logits": out}, "the network's output is a dict.*forward="),
         (
             lambda out: out.masked_fill(out < out.topk(2).values[:, -1:], -math.inf),
             "the network's output is masked .* at other places",

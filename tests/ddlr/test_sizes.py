@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ddlr import LowRankLinear
-from ddlr.sizes import fewest_stored, layer_size, saves_weights
+from ddlr.sizes import fewest_stored, layer_size, low_rank_storage, saves_weights
 
 
 def weight_of_rank(rank: int, rows: int = 9, columns: int = 7) -> torch.Tensor:
@@ -28,9 +28,9 @@ def test_removed_rows_and_columns_stay_exactly_zero_and_are_not_counted():
     assert not layer.weight[3].any()
     assert not layer.weight[:, [0, 5]].any()
     size = layer_size(layer)
-    assert (size.form, size.parameters) == ("low_rank", 2 * (8 + 5))
-    # A bitmap of 7 inputs takes a byte, one of 9 outputs two.
-    assert size.bytes == 4 * 2 * (8 + 5) + 1 + 2
+    assert (size.form, size.parameters) == ("low_rank", 2 * (8 + 5 - 2))
+    # A bitmap of 7 inputs takes a byte, one of 9 outputs two; one of 8 says which are pivots.
+    assert size.bytes == 4 * 2 * (8 + 5 - 2) + 1 + 2 + 1
 
 
 def test_dense_size_leaves_out_removed_rows_and_columns():
@@ -47,7 +47,7 @@ def test_few_selected_inputs_are_listed_and_all_of_them_cost_nothing():
     assert layer_size(linear(weight)).bytes == 4 * 8 + 2 * 2  # a bitmap would take 125
     assert layer_size(linear(torch.ones(4, 1000))).bytes == 4 * 4000
     low_rank = LowRankLinear.from_weight(weight, torch.zeros(4))
-    assert layer_size(low_rank).bytes == 4 * (4 + 2) + 2 * 2
+    assert layer_size(low_rank).bytes == 4 * (4 + 2 - 1) + 2 * 2 + 1
 
 
 def test_a_sparse_weight_with_many_values_is_smallest_with_a_bitmap():
@@ -89,11 +89,29 @@ def test_column_indices_take_a_second_byte_when_one_does_not_tell_all_columns(co
 
 
 def test_break_even():
-    assert saves_weights(4, 10, 7)
-    assert not saves_weights(5, 10, 10)
+    assert saves_weights(6, 10, 7)
+    assert not saves_weights(7, 10, 7)
 
 
-@pytest.mark.parametrize(("rank", "stored"), [(0, 0), (2, 40), (5, 100), (7, 100)])
-def test_of_two_forms_a_layer_is_stored_in_the_smaller(rank, stored):
+@pytest.mark.parametrize(
+    ("rank", "stored"), [(0, 0), (1, 19), (2, 36), (5, 75), (9, 99), (10, 100), (12, 100)]
+)
+def test_a_layer_of_a_rank_is_stored_in_as_many_weights_as_it_has_degrees_of_freedom(rank, stored):
     assert fewest_stored(rank, 10, 10) == stored
     assert saves_weights(rank, 10, 10) == (stored < 100)
+
+
+def test_a_low_rank_layer_of_full_rank_on_what_is_left_counts_as_dense():
+    layer = LowRankLinear.from_weight(weight_of_rank(3), torch.zeros(9))
+    with torch.no_grad():
+        layer[1].weight[2:] = 0
+    size = layer_size(layer)
+    assert (size.form, size.parameters) == ("low_rank", 2 * 7)
+    assert size.bytes == 4 * 2 * 7 + 2  # a bitmap of 9 outputs
+
+
+def test_two_factors_never_take_fewer_bytes_than_pivots():
+    for rows, columns in ((1, 9), (5, 5), (9, 1), (300, 5), (70_000, 3)):
+        for rank in range(1, min(rows, columns) + 1):
+            every = [torch.ones(side, dtype=torch.bool) for side in (rows, columns)]
+            assert low_rank_storage(rank, *every).bytes <= 4 * rank * (rows + columns)

@@ -70,7 +70,8 @@ def test_outputs_that_nothing_uses_are_gone_and_the_others_keep_the_promise(
         columns, rows = int(used(layer.weight).sum()), int((layer.weight != 0).any(dim=1).sum())
         if isinstance(layer, LowRankLinear):
             assert report.form == "low_rank"
-            assert report.parameters_kept == layer.rank * (columns + rows)
+            rank = min(layer.rank, columns, rows)
+            assert report.parameters_kept == rank * (columns + rows - rank)
             assert layer[0].weight.shape[0] == layer[1].weight.shape[1] == layer.rank
         else:
             assert report.form == "dense"
@@ -93,7 +94,7 @@ def test_the_network_does_not_see_what_is_dropped(order, network, digits, captur
 
 
 def test_a_refit_keeps_inputs_and_sizes_and_lowers_the_errors(network, captured):
-    for tolerance in (0.1, 0.3):
+    for tolerance in (0.05, 0.1):
         plain, refitted = (
             compress(network, captured, tolerance, refit=refit) for refit in ("none", "layer")
         )

@@ -355,7 +355,7 @@ def test_captured_layers_are_refused_where_they_do_not_belong(network):
         doors.compress(model, captured, layers=["fc1", "fc2"], **LOOSE)
     with pytest.raises(ValueError, match="layer 'fc1' was captured with other weights"):
         doors.compress(mlp_digits(), captured, layers=["fc1"], **LOOSE)
-    with pytest.raises(ValueError, match="activations were settled"):
+    with pytest.raises(ValueError, match="activations was settled"):
         doors.compress(model, captured, activations={"fc1": "none"}, **LOOSE)
 
 

@@ -1,0 +1,1 @@
+"""Networks that others trained, and what is left of them: ``python -m experiments.real``."""
