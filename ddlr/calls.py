@@ -54,7 +54,7 @@ class Batch:
     @property
     def counted(self) -> int:
         """The number of positions that count by its mask; of samples, where there is none."""
-        mask = self._mask()
+        mask = self._mask(whole=True)
         return len(self) if mask is None else int(mask.sum())
 
     def run(self, model: nn.Module, device: torch.device) -> Any:
@@ -108,10 +108,12 @@ class Batch:
         some = torch.randperm(count, generator=generator)[:share].sort().values
         return some if rows is None else rows[some]
 
-    def _mask(self) -> Tensor | None:
+    def _mask(self, *, whole: bool = False) -> Tensor | None:
+        """The mask of what counts; None where all does, unless `whole` masks are asked for too."""
         if "mask" not in self._masks:
             self._masks["mask"] = self._made_mask()
-        return self._masks["mask"]
+        mask = self._masks["mask"]
+        return None if mask is None or (mask.all() and not whole) else mask
 
     def _made_mask(self) -> Tensor | None:
         if self.samples is not None:
@@ -131,7 +133,7 @@ class Batch:
             raise ValueError(
                 "a calibration batch has no position that counts, by its mask; leave it out"
             )
-        return None if mask is None or mask.all() else mask
+        return mask
 
 
 def attention_mask(values: Any) -> Tensor | None:

@@ -190,7 +190,9 @@ class Recorder:
         if self.memory is None or self._batch is None:
             return rows.clone()
         now, to_come = (
-            (self._batch.counted, self._counted) if chosen else (len(self._batch), self._samples)
+            (self._batch.counted, self._counted)
+            if chosen or len(rows) == self._batch.counted
+            else (len(self._batch), self._samples)
         )
         expected = math.ceil(len(rows) * to_come / now)
         return self.memory.kept(rows, before[-1] if before else None, expected)

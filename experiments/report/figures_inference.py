@@ -50,14 +50,15 @@ def inference(times: pd.DataFrame) -> Figure | None:
     if not models:
         return None
     methods = in_order(times["method"], METHOD_TITLES)
-    height = 0.9 + 0.34 * len(methods)
-    figure, grid = panel_grid(len(batches), len(models), width=3.1, height=height, sharey=True)
+    names = [short_title(method).partition(",")[0] for method in methods]
+    width, height = max(3.1, 8 / len(models)), 0.9 + 0.3 * len(methods)
+    figure, grid = panel_grid(len(batches), len(models), width=width, height=height, sharey=True)
     for row, batch in zip(grid, batches, strict=True):
         for axes, model in zip(row, models, strict=True):
             here = times[(times["model"] == model) & (times["batch"] == batch)]
             _draw(axes, here, methods)
             axes.set_xlabel("times as fast as dense")
-        row[0].set_yticks(range(len(methods)), [short_title(method) for method in methods])
+        row[0].set_yticks(range(len(methods)), names)
         row[0].set_ylabel(f"batch of {batch}", fontsize=11)
     title_columns(grid, models)
     legend(figure, [grid[0][0]])
