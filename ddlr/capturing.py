@@ -64,6 +64,8 @@ def capture_layers(
     subclass with a forward pass of its own), or that the network holds where no copy of it can put
     another layer (a closure). A layer that was named by itself in `layers` is an error then.
 
+    Parameters and errors that are not listed here are those of `ddlr.compress`.
+
     Parameters
     ----------
     memory_limit : int, optional
@@ -73,8 +75,6 @@ def capture_layers(
         The most rows of inputs that are kept of one layer; a random choice of them where there are
         more. Unless given, all are kept of a fully connected layer, and of a convolution as many
         patches as `ddlr.convolutions` says.
-
-    Other parameters and errors are those of `ddlr.compress`.
     """
     captured = capture_lazily(
         model,

@@ -1,5 +1,7 @@
 """A compressed network in the forms that take the least storage."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +80,22 @@ def compact(model: nn.Module, *, run_sparse: bool = True) -> nn.Module:
             continue  # a part, which goes with its layer
         if _can_change(model, layer):
             model = replace_layer(model, name, _smallest(layer, run_sparse))
+    return model
+
+
+@torch.no_grad()
+def without_larger_factors(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """The model with its smallest form in the place of each layer whose factors are no smaller.
+
+    Two factors of a rank that is below break-even may have more weights than the dense layer, which
+    a `PivotedLinear` never has. Changes the model.
+    """
+    for name in names:
+        layer = model.get_submodule(name)
+        if isinstance(layer, LowRankLinear | LowRankConvolution):
+            factors = sum(each.numel() for each in layer.parameters() if each.ndim > 1)
+            if factors >= layer.weight.numel() > 0:
+                model = replace_layer(model, name, compact(layer))
     return model
 
 

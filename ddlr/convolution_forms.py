@@ -99,15 +99,14 @@ class PivotedConvolution(nn.Module):
     """A convolution of given rank, with fewer weights than two in sequence and equal outputs.
 
     As many output channels as the rank, the pivots, come from a convolution with the kernel's size;
-    the others are combinations of them, by one of 1 x 1. See `ddlr.layers.PivotedLinear`.
+    the others are combinations of them, by one of 1 x 1. See `ddlr.layers.PivotedLinear`. The
+    geometry is given as for `LowRankConvolution`.
 
     Parameters
     ----------
     in_channels, out_channels, rank : int
         The rank is from 1 to `out_channels`.
     bias : bool
-
-    The others are those of `LowRankConvolution`.
     """
 
     def __init__(
@@ -198,15 +197,14 @@ class PivotedConvolution(nn.Module):
 class SeparableConvolution(nn.Sequential):
     """A convolution as two: one of height x 1 to `terms` channels without bias, one of 1 x width.
 
-    Equal to one convolution whose kernel is a sum of so many products of a column and a row.
+    Equal to one convolution whose kernel is a sum of so many products of a column and a row. The
+    geometry is given as for `nn.Conv2d`; each part has that of its side of the image.
 
     Parameters
     ----------
     in_channels, out_channels, terms : int
         There is at least one term.
     kernel_size : (int, int)
-
-    The others are those of `nn.Conv2d`; each part has those of its side of the image.
     """
 
     def __init__(

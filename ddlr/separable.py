@@ -93,8 +93,8 @@ def smaller_separable(
     kernel : Kernel
     warm_start : WarmStart or SolverResult
         Weight and bias of the original layer, where the fits begin, and to which the ridge holds.
-
-    The others are those of `ddlr.lowest_rank`.
+    radius, activation, ridge, max_iterations
+        As for `ddlr.lowest_rank`.
 
     Returns
     -------

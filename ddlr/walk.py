@@ -18,6 +18,7 @@ from ddlr.cascade import (
     with_inputs_of,
     with_routes,
 )
+from ddlr.compacting import without_larger_factors
 from ddlr.identity import copied
 from ddlr.latency import Latency
 from ddlr.layers import FORMS, replace_layer, store_linear
@@ -154,14 +155,13 @@ def compress_layers(
         _log(report)
         if on_layer is not None:
             on_layer(report)
-    adjacent = adjacent_layers(captured.layers)
-    unread = remove_unread(model, compressed, adjacent, captured.batches)
+    unread = remove_unread(model, compressed, adjacent_layers(captured.layers), captured.batches)
     return CompressionResult(
-        compressed,
-        tuple(
+        layers=tuple(
             each.report(as_layer(compressed.get_submodule(each.name)), unread.get(each.name))
             for each in measured
         ),
+        model=without_larger_factors(compressed, [each.name for each in measured]),
         order=settings.order,
         drops_unread=method.drops_unread,
         unread={each.name: each.unread(unread.get(each.name)) for each in measured},
