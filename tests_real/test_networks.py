@@ -18,7 +18,7 @@ SMALL = {
     "sentence_encoder": ("network.longest=32",),
     "mtcnn_rnet": (),
     "mtcnn_onet": (),
-    "alexnet": ("+network.layers=[classifier.4,classifier.6]",),
+    "alexnet": ("+network.layers=[classifier.6]",),
     "vgg16": ("+network.layers=[classifier.6]", "network.calibration_samples=4"),
     "vit_b_16": ("+network.layers=[encoder.layers.encoder_layer_0.mlp.0,heads.head]",),
 }

@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
         log.info("%s has this run already; rerun=true does it again", path)
         return
     row = in_fresh_process(measure, cfg)
-    _add(path, key, row)
+    with locked(Path(cfg.output_dir) / "real" / f"{path.name}.lock"):
+        _add(path, key, row)
     log.info("%s:\n%s", path, pd.Series(row).to_string())
 
 
@@ -62,12 +63,11 @@ def _same(table: pd.DataFrame, key: dict) -> pd.Series:
 
 def _add(path: Path, key: dict, row: dict) -> None:
     """Add a row to a table, in the place of one of the same run."""
-    with locked(path.with_suffix(".lock")):
-        table = pd.DataFrame([row])
-        if path.is_file():
-            before = pd.read_csv(path)
-            table = pd.concat([before[~_same(before, key)], table], ignore_index=True)
-        write_whole(path, lambda scratch: table.to_csv(scratch, index=False, float_format="%.6g"))
+    table = pd.DataFrame([row])
+    if path.is_file():
+        before = pd.read_csv(path)
+        table = pd.concat([before[~_same(before, key)], table], ignore_index=True)
+    write_whole(path, lambda scratch: table.to_csv(scratch, index=False, float_format="%.6g"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Nothing is said of how good they are once compressed: there is nothing that they
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from experiments.real.network import Data, RealNetwork
 from experiments.vision import torchvision
@@ -35,6 +36,9 @@ def load(
     """
     torch.manual_seed(seed)
     model = torchvision.models.get_model(architecture, weights=None).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.any():  # as ViT's head begins
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
     counts = (calibration_samples, choosing_samples, judging_samples)
     calibration, choosing, judging = (
         torch.stack([torch.randn(3, _PIXELS, _PIXELS) for _ in range(count)]) for count in counts
