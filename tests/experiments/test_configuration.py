@@ -5,7 +5,7 @@ import inspect
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -98,6 +98,19 @@ def interpolated(node) -> Iterator[tuple[str, ...]]:
             node = node[: innermost.start()] + "*" + node[innermost.end() :]
 
 
+def selected(modules: list[Path]) -> set[tuple[str, ...]]:
+    """The keys that `OmegaConf.select` reads by names put together, as `interpolated` gives them."""
+    paths = set().union(*(imported(module, set()) for module in modules))
+    found = set()
+    for node in chain(*(ast.walk(ast.parse(path.read_text())) for path in paths)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr == "select" and isinstance(node.args[-1], ast.JoinedStr):
+                parts = node.args[-1].values
+                texts = [part.value if isinstance(part, ast.Constant) else "*" for part in parts]
+                found.add(tuple("".join(texts).split(".")))
+    return found
+
+
 def is_read(key: tuple[str, ...], patterns: set[tuple[str, ...]]) -> bool:
     return any(
         all(part in ("*", own) for part, own in zip(pattern, key, strict=False))
@@ -108,9 +121,9 @@ def is_read(key: tuple[str, ...], patterns: set[tuple[str, ...]]) -> bool:
 # What is wrong
 
 
-def unread(tree: dict, known: set[str]) -> set[str]:
+def unread(tree: dict, known: set[str], by_select: Iterable[tuple] = ()) -> set[str]:
     """The keys of a composed config that neither code nor an interpolation reads."""
-    patterns = set(interpolated(tree))
+    patterns = {*interpolated(tree), *by_select}
     own = {key: value for key, value in tree.items() if key not in ("hydra", "defaults")}
     return set(_unread(own, (), known, patterns))
 
@@ -154,7 +167,8 @@ def unread_keys(conf: Path, name: str, variants: list[list[str]]) -> set[str]:
         trees = [compose(name, overrides, return_hydra_config=True) for overrides in variants]
     if name == "compress":  # of launchers, which may not be installed, the file alone
         trees += [OmegaConf.load(path) for path in conf.glob("launcher/*.yaml")]
-    return set().union(*(unread(OmegaConf.to_container(tree), known) for tree in trees))
+    by_select = selected(modules[name])
+    return set().union(*(unread(OmegaConf.to_container(tree), known, by_select) for tree in trees))
 
 
 def variants_of(conf: Path, name: str) -> list[list[str]]:

@@ -72,13 +72,14 @@ def test_sizes_are_read_off_the_layers_and_shares_are_of_the_dense_ones():
         compressed[4].weight[:, [0, 5]] = 0
     compressed[1] = LowRankLinear.from_weight(compressed[1].weight, compressed[1].bias, rank=2)
     found = size_measures(original, compressed, [HIDDEN, "4"])
-    kept = 2 * (6 + 8) + 6 * 4
+    kept = 2 * (6 + 8 - 2) + 6 * 4
     assert found == {
         "parameters_dense": 48 + 32,
         "parameters_kept": kept,
         "kept_fraction": kept / 80,
         "bytes_dense": 4 * 80,
-        "bytes_stored": 4 * kept + 1,  # which of the eight inputs are left, as bits
+        # Which of the eight inputs are left, and which outputs are pivots, as bits.
+        "bytes_stored": 4 * kept + 1 + 1,
     }
     assert size_measures(original, compressed, ["4"])["kept_fraction"] == 24 / 32
 
