@@ -99,7 +99,7 @@ def interpolated(node) -> Iterator[tuple[str, ...]]:
 
 
 def selected(modules: list[Path]) -> set[tuple[str, ...]]:
-    """The keys that `OmegaConf.select` reads by names put together, as `interpolated` gives them."""
+    """The keys that `OmegaConf.select` reads by names put together, like `interpolated`."""
     paths = set().union(*(imported(module, set()) for module in modules))
     found = set()
     for node in chain(*(ast.walk(ast.parse(path.read_text())) for path in paths)):
