@@ -59,14 +59,7 @@ class Batch:
 
     def run(self, model: nn.Module, device: torch.device) -> Any:
         """What the network gives for a copy of the inputs, on its device."""
-        values = moved(self.values, device)
-        if self.forward is not None:
-            return self.forward(model, values)
-        if isinstance(values, Mapping):
-            return model(**values)
-        if isinstance(values, tuple | list):
-            return model(*values)
-        return model(values)
+        return call(model, moved(self.values, device), self.forward)
 
     def part(self, chosen: slice | Tensor) -> "Batch":
         """Some of the samples: of each tensor that has as many, those."""
@@ -134,6 +127,17 @@ class Batch:
                 "a calibration batch has no position that counts, by its mask; leave it out"
             )
         return mask
+
+
+def call(model: nn.Module, values: Any, forward: Forward | None = None) -> Any:
+    """What a network gives for inputs in any form, see `Batch`."""
+    if forward is not None:
+        return forward(model, values)
+    if isinstance(values, Mapping):
+        return model(**values)
+    if isinstance(values, tuple | list):
+        return model(*values)
+    return model(values)
 
 
 def attention_mask(values: Any) -> Tensor | None:

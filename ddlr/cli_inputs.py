@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from ddlr.calls import call
 from ddlr.compression import METHODS
 from ddlr.method import Method
 
@@ -113,18 +114,14 @@ def read_samples(
         raise UsageError(f"{option} {path}: it must have an array 'inputs'")
     inputs = tensors["inputs"] if set(tensors) == {"inputs"} else tensors
     try:
-        _call(model, few(inputs, 2))
+        with torch.no_grad():
+            call(model, few(inputs, 2))
     except Exception as error:
         shapes = {name: tuple(each.shape) for name, each in tensors.items()}
         raise UsageError(
             f"{option} {path}: the network does not take inputs of shapes {shapes}: {error}"
         ) from error
     return inputs, labels
-
-
-@torch.no_grad()
-def _call(model: nn.Module, inputs: Tensor | dict[str, Tensor]) -> object:
-    return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
 
 
 def few(inputs: Tensor | dict[str, Tensor], number: int) -> Tensor | dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ddlr.calls import call
 from ddlr.compacting import compact, without_sparse_layers
 from ddlr.identity import copied
 from ddlr.result import CompressionResult
@@ -92,7 +93,7 @@ class _Called(nn.Module):
 
     def __init__(self, model: nn.Module, example: Any, forward: Callable | None):
         super().__init__()
-        self.model, self.call = model, forward
+        self.model, self.forward_of = model, forward
         leaves, self.spec = pytree.tree_flatten(example)
         self.constants = [None if isinstance(each, Tensor) else each for each in leaves]
         self.places = [place for place, each in enumerate(leaves) if isinstance(each, Tensor)]
@@ -108,14 +109,7 @@ class _Called(nn.Module):
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
         example = pytree.tree_unflatten(leaves, self.spec)
-        if self.call is not None:
-            output = self.call(self.model, example)
-        elif isinstance(example, Mapping):
-            output = self.model(**example)
-        elif isinstance(example, tuple | list):
-            output = self.model(*example)
-        else:
-            output = self.model(example)
+        output = call(self.model, example, self.forward_of)
         return tuple(each for each in pytree.tree_leaves(output) if isinstance(each, Tensor))
 
     def input_names(self) -> list[str]:

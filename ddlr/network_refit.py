@@ -62,6 +62,8 @@ def refit_network(
     calibration : Tensor, or iterable of batches
         Network inputs, see `ddlr.compress`. Of batches of unequal shapes each step takes samples of
         one.
+    forward : callable, optional
+        How the network is called, see `ddlr.compress`.
     layers : sequence of str
         Names of the layers that move; all others stay as they are.
     output : {"classes", "binary", "values"} or callable

@@ -207,7 +207,6 @@ def record(
     around: Callable | None = None,
     with_inputs: bool = True,
     with_outputs: bool = True,
-    memory: Memory | None = None,
 ) -> Mapping[str, LayerRecord]:
     """Run a network on batches, in evaluation mode, and note what its layers see and give.
 
@@ -218,9 +217,7 @@ def record(
     around : callable, optional
         Gives a context for each pass.
     """
-    recorder = Recorder(
-        model, names, with_inputs=with_inputs, with_outputs=with_outputs, memory=memory
-    )
+    recorder = Recorder(model, names, with_inputs=with_inputs, with_outputs=with_outputs)
     with recorder.attached(), untouched(model) as device:
         for batch in batches:
             if around is None:
