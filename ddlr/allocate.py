@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddlr.captured import CapturedLayers
 from ddlr.goals import TOLERANCES, Option, as_tolerances
@@ -32,25 +32,24 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
     """Allocations that no other beats in both size and divergence, the smallest first.
 
     As if the divergences of layers added up. Layers are joined one by one, and what is beaten by
-    others with the same option of the layer joined last is left out at once, so this is exact;
-    beyond 4096 allocations it is thinned out. The network as it is, each tolerance being 0, comes
-    last, also where a smaller one equals it on the calibration inputs.
+    others is left out at once. Where a layer drops inputs that are outputs of the one before it,
+    only those with the same option of the layer joined last are compared, so this is exact; beyond
+    4096 allocations it is thinned out. The network as it is, each tolerance being 0, comes last,
+    also where a smaller one equals it on the calibration inputs.
     """
-    last = [Option(0.0, 0, 0.0)]
-    joined = [[Allocation(0, 0.0, {})]]
-    for name, choices in options.items():
+    joined = [_Joined.of_nothing()]
+    before = [Option(0.0, 0, 0.0)]
+    for choices in options.values():
+        if not _are_coupled(before, choices):
+            joined, before = [_together(joined)], [Option(0.0, 0, 0.0)]
         joined = [
-            _unbeaten(
-                [
-                    _joined(each, name, option, before)
-                    for before, allocations in zip(last, joined, strict=True)
-                    for each in allocations
-                ]
+            _together(
+                [each.with_layer(option, last) for each, last in zip(joined, before, strict=True)]
             )
             for option in choices
         ]
-        last = choices
-    unbeaten = _unbeaten([each for allocations in joined for each in allocations])
+        before = choices
+    unbeaten = _together(joined).allocations(list(options))
     untouched = [choices[0] for choices in options.values()]
     if any(unbeaten[-1].tolerances.values()) and not any(
         option.tolerance or option.divergence for option in untouched
@@ -62,25 +61,76 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
     return unbeaten
 
 
-def _joined(allocation: Allocation, name: str, option: Option, before: Option) -> Allocation:
-    """An allocation and one more layer, whose dropped inputs are outputs of the one before it."""
-    saved = before.parameters_per_output * option.inputs_dropped
-    return Allocation(
-        allocation.parameters + option.parameters - saved,
-        allocation.divergence + option.divergence,
-        {**allocation.tolerances, name: option.tolerance},
+def _are_coupled(before: Sequence[Option], choices: Sequence[Option]) -> bool:
+    """Whether what a layer weighs depends on the option of the one before it."""
+    return any(each.parameters_per_output for each in before) and any(
+        each.inputs_dropped for each in choices
     )
 
 
-def _unbeaten(allocations: list[Allocation]) -> list[Allocation]:
-    kept: list[Allocation] = []
-    for each in sorted(allocations, key=lambda one: (one.parameters, one.divergence)):
-        if not kept or each.divergence < kept[-1].divergence:
-            kept.append(each)
-    if len(kept) <= _FRONTIER_AT_MOST:
-        return kept
-    step = (len(kept) - 1) / (_FRONTIER_AT_MOST - 1)
-    return [kept[round(step * index)] for index in range(_FRONTIER_AT_MOST)]
+@dataclass(frozen=True)
+class _Joined:
+    """Allocations to the layers so far that no other beats, the smallest first.
+
+    Attributes
+    ----------
+    parameters, divergences : Tensor, shape (allocations,)
+        Their sums, of int64 and float64.
+    tolerances : Tensor, shape (allocations, layers)
+    """
+
+    parameters: Tensor
+    divergences: Tensor
+    tolerances: Tensor
+
+    @classmethod
+    def of_nothing(cls) -> "_Joined":
+        sums = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
+        return cls(*sums, torch.zeros(1, 0, dtype=torch.float64))
+
+    def with_layer(self, option: Option, before: Option) -> "_Joined":
+        """With one more layer, whose dropped inputs are outputs of the one before it."""
+        saved = before.parameters_per_output * option.inputs_dropped
+        tolerance = self.tolerances.new_full((len(self.tolerances), 1), option.tolerance)
+        return _Joined(
+            self.parameters + option.parameters - saved,
+            self.divergences + option.divergence,
+            torch.cat([self.tolerances, tolerance], dim=1),
+        )
+
+    def at(self, places: Tensor) -> "_Joined":
+        return _Joined(self.parameters[places], self.divergences[places], self.tolerances[places])
+
+    def allocations(self, names: Sequence[str]) -> list[Allocation]:
+        return [
+            Allocation(parameters, divergence, dict(zip(names, tolerances, strict=True)))
+            for parameters, divergence, tolerances in zip(
+                self.parameters.tolist(),
+                self.divergences.tolist(),
+                self.tolerances.tolist(),
+                strict=True,
+            )
+        ]
+
+
+def _together(parts: Sequence[_Joined]) -> _Joined:
+    """Those of several that no other beats; the first of equal ones."""
+    whole = _Joined(
+        torch.cat([each.parameters for each in parts]),
+        torch.cat([each.divergences for each in parts]),
+        torch.cat([each.tolerances for each in parts]),
+    )
+    by_divergence = whole.divergences.argsort(stable=True)
+    order = by_divergence[whole.parameters[by_divergence].argsort(stable=True)]
+    divergences = whole.divergences[order]
+    smallest = divergences.cummin(dim=0).values
+    better = torch.ones(len(order), dtype=torch.bool)
+    better[1:] = divergences[1:] < smallest[:-1]
+    kept = order[better]
+    if len(kept) > _FRONTIER_AT_MOST:
+        step = (len(kept) - 1) / (_FRONTIER_AT_MOST - 1)
+        kept = kept[[round(step * index) for index in range(_FRONTIER_AT_MOST)]]
+    return whole.at(kept)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from ddlr.calls import Batch, as_batches
 from ddlr.constraints import OutputSet
 from ddlr.hooks import is_sole_consumer
 from ddlr.inputs import CentredInputs
-from ddlr.method import LayerProblem
+from ddlr.method import LayerProblem, Method
 from ddlr.result import SkippedWeights
 from ddlr.routes import Route
 from ddlr.separable import Kernel
@@ -117,6 +117,10 @@ class CapturedLayer:
             return None
         return Kernel(self.kernel_shape, int(channels.sum()))
 
+    def method_of(self, method: Method) -> Method:
+        """The method itself, or what it compresses such a layer by."""
+        return method.of_layer(self.on_patches, self.kernel)
+
     @property
     def live_inputs(self) -> CentredInputs:
         return self.shared.centred
@@ -143,8 +147,13 @@ class CapturedLayer:
     def error_of_original(self) -> float:
         """Norm of the original weights' deviation on the inputs, relative to the targets."""
         outputs = OutputSet(self.targets, 0.0, self.activation, "hinge")
-        produced = torch.addmm(self.bias, self.inputs, self.weight.T)
-        return outputs.violation(produced)
+        return outputs.violation(torch.addmm(self.bias, self.inputs, self.weight.T))
+
+    @torch.no_grad()
+    def error_of_solved(self, weight: Tensor, bias: Tensor) -> float:
+        """The same of a solution, which is of the inputs and outputs that are not always zero."""
+        outputs = OutputSet(self.targets[:, self.live_out], 0.0, self.activation, "hinge")
+        return outputs.violation(torch.addmm(bias, self.live_inputs.inputs, weight.T))
 
     def is_input_of(self, following: "CapturedLayer") -> bool:
         """Whether another layer's inputs are this one's outputs, as they are.

@@ -199,13 +199,21 @@ def solve_problem(
             solved = cache(method.solver, *arguments, **options)
     except ConvergenceError as error:
         failure, solved = error, error.result
-    if refit and method.refit is not None:
-        arguments = (method.refit, problem, solved)
-        if cache is None:
-            solved = _refitted(*arguments, **method.refit_options)
-        else:
-            solved = cache(_refitted, *arguments, **method.refit_options)
+    if refit:
+        solved = refit_problem(method, problem, solved, cache=cache)
     return solved if failure is None else ConvergenceError(str(failure), solved)
+
+
+def refit_problem(
+    method: Method, problem: LayerProblem, solved: SolverResult, *, cache: SolveCache | None = None
+) -> SolverResult:
+    """Refit one solved layer by itself, where the method has a refit."""
+    if method.refit is None:
+        return solved
+    arguments = (method.refit, problem, solved)
+    if cache is None:
+        return _refitted(*arguments, **method.refit_options)
+    return cache(_refitted, *arguments, **method.refit_options)
 
 
 def _refitted(refit: Callable, problem: LayerProblem, solved: SolverResult, **options):

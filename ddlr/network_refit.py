@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddlr.arguments import as_number, as_whole_number
 from ddlr.calls import Batch, Forward, as_batches, check_call
 from ddlr.captured import CapturedLayers
-from ddlr.cascade import with_inputs_of
+from ddlr.cascade import Behind
 from ddlr.linear_maps import as_layer
 from ddlr.measure import measured_layer
 from ddlr.outputs import (
@@ -25,7 +25,7 @@ from ddlr.outputs import (
     outputs_by_batch,
     training_loss,
 )
-from ddlr.result import CompressionResult, SolverStatus
+from ddlr.result import CompressionResult, LayerReport, SolverStatus
 from ddlr.untouched import evaluating
 
 _BATCH = 1000
@@ -224,11 +224,13 @@ def refit_if_asked(
 def _measured_again(result: CompressionResult, captured: CapturedLayers) -> CompressionResult:
     """The errors and violations of a result whose layers have moved, at the sizes they had."""
     layers = {layer.name: layer for layer in captured.layers}
-    reports = []
+    reports: list[LayerReport] = []
+    later = [layers[report.name] for report in result.layers[1:]]
+    behind = Behind(result.model, later, captured.batches)
     for report in result.layers:
         layer = layers[report.name]
         if result.order == "cascade" and reports:
-            layer = with_inputs_of(result.model, layer, captured.batches)
+            layer = behind.layer(result.model, report.name)
         stored = as_layer(result.model.get_submodule(report.name))
         unread = result.unread.get(report.name, torch.zeros_like(layer.live_out))
         if result.drops_unread:

@@ -12,21 +12,21 @@ from ddlr.arguments import as_number, as_whole_number, one_of
 from ddlr.captured import CapturedLayer, CapturedLayers
 from ddlr.cascade import (
     CASCADE_BOUNDS,
+    Behind,
     bound_behind,
     check_cascade,
     on_used_inputs,
-    with_inputs_of,
     with_routes,
 )
 from ddlr.compacting import without_larger_factors
 from ddlr.identity import copied
 from ddlr.latency import Latency
-from ddlr.layers import FORMS, replace_layer, store_linear
+from ddlr.layers import replace_layer
 from ddlr.linear_maps import as_layer, kind_of
 from ddlr.measure import MeasuredLayer, measured_layer
-from ddlr.method import LayerProblem, Method, SolveCache, solve_problem
+from ddlr.method import LayerProblem, Method, SolveCache, refit_problem, solve_problem
 from ddlr.result import CompressionResult, ConvergenceError, LayerReport, SolverResult
-from ddlr.sizes import layer_size
+from ddlr.storing import as_it_is, embedded, stored
 from ddlr.unread_outputs import adjacent_layers, remove_unread, used_inputs
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,11 @@ class WalkSettings:
     solve_cache: SolveCache | None = None
 
     @property
+    def keeps_sizes(self) -> bool:
+        """Whether layers in cascade have the size that they have on the original activations."""
+        return self.cascade_bound == "reached"
+
+    @property
     def of_solves(self) -> dict:
         """The keyword arguments of `solve_problem`."""
         return {"refit": self.refit_layers, "cache": self.solve_cache}
@@ -65,7 +70,13 @@ class WalkSettings:
             raise ValueError(
                 f"cascade_bound is {self.cascade_bound!r}, which is for order='cascade'"
             )
-        if self.order == "cascade" and workers > 1:
+        if self.keeps_sizes and not (self.refit_layers and method.refit is not None):
+            raise ValueError(
+                "cascade_bound is 'reached', which refits each layer; it needs refit='layer', or "
+                f"'network', and a method with a refit of layers, which {method.name!r} "
+                f"{'has' if method.refit is not None else 'has not'}"
+            )
+        if self.order == "cascade" and not self.keeps_sizes and workers > 1:
             raise ValueError(
                 f"workers is {workers}, but in cascade order a layer waits for those before it; "
                 "set workers to 1, or order to 'parallel'"
@@ -123,35 +134,38 @@ def compress_layers(
     if method.prepare is not None:
         method = method.prepare(method, captured.layers, tolerances)
     layers, ahead = _solve_ahead(model, captured, method, tolerances, settings, solved)
+    if settings.order == "cascade":
+        layers = with_routes(model, layers, captured.batches)
+        check_cascade(model, captured, layers, tolerances)
     compressed = copied(model)
     measured: list[MeasuredLayer] = []
-    behind = False  # whether a layer before this one has changed
+    behind: Behind | None = None  # once a layer before this one has changed, in cascade
     for layer in layers:
-        bound = tolerances[layer.name]
-        if bound and behind:
-            layer = with_inputs_of(compressed, layer, captured.batches)
-            bound = bound_behind(layer, bound, settings.cascade_bound)
-        key = (layer.name, bound, _bytes(layer.read))
-        result = None
-        if bound and ahead is not None:
-            result = next(ahead)
-        elif bound and key in solved and not behind:
-            result = solved[key]
-        elif bound:
-            result = _solve(method, layer, bound, settings, original_inputs=not behind)
-            if not behind:
-                solved[key] = result
-        behind |= settings.order == "cascade" and result is not None
+        bound, result = tolerances[layer.name], None
+        if bound and (behind is None or settings.keeps_sizes):
+            if ahead is not None:
+                result = next(ahead)
+            else:
+                result = _solve_once(method, layer, bound, settings, solved)
+        if bound and behind is not None:
+            whole, layer = layer, behind.layer(compressed, layer.name)
+            if settings.keeps_sizes:
+                result = _refit_behind(method, whole, layer, _unfinished(result), settings)
+            bound = bound_behind(layer, bound, settings.cascade_bound, result)
+            if not settings.keeps_sizes:
+                result = _solve(method, layer, bound, settings, original_inputs=False)
+        elif result is not None and settings.order == "cascade":
+            behind = _layers_behind(model, captured, layers, layer, tolerances, settings)
         result = _checked(layer.name, result, settings.raise_on_failure)
         original = compressed.get_submodule(layer.name)
-        stored = _stored(original, layer, result, method, settings.break_even)
-        if stored is not None:
-            replacement = kind_of(original).wrapped(original, stored)
-            compressed = replace_layer(compressed, layer.name, replacement)
+        replacement = stored(original, layer, result, method, settings.break_even)
+        if replacement is None:
+            replacement = as_it_is(original, layer)
         else:
-            stored = _as_it_is(original, layer)
-        measured.append(measured_layer(stored, layer, tolerances[layer.name], bound, result))
-        report = measured[-1].report(stored)
+            wrapped = kind_of(original).wrapped(original, replacement)
+            compressed = replace_layer(compressed, layer.name, wrapped)
+        measured.append(measured_layer(replacement, layer, tolerances[layer.name], bound, result))
+        report = measured[-1].report(replacement)
         _log(report)
         if on_layer is not None:
             on_layer(report)
@@ -181,9 +195,10 @@ def _solve_ahead(
 
     Solutions are in the order of the layers that have a bound.
     """
+    on_original = settings.order == "parallel" or settings.keeps_sizes
     if method.drops_unread:
         layers, results = _solve_backwards(model, captured, method, tolerances, settings, solved)
-        if settings.order == "parallel":
+        if on_original:
             return layers, (result for result in results if result is not None)
         layers = [
             layer
@@ -191,15 +206,26 @@ def _solve_ahead(
             else on_used_inputs(layer, _unfinished(result), method.ridge)
             for layer, result in zip(layers, results, strict=True)
         ]
-    elif settings.order == "parallel" and settings.workers > 1 and any(tolerances.values()):
+        return layers, None
+    if on_original and settings.workers > 1 and any(tolerances.values()):
         return list(captured.layers), _solve_side_by_side(captured, method, tolerances, settings)
-    elif settings.order == "parallel":
-        return captured.for_solving(), None
-    else:
-        layers = list(captured.for_solving())
-    layers = with_routes(model, layers, captured.batches)
-    check_cascade(model, captured, layers, tolerances)
-    return layers, None
+    in_turn = captured.for_solving()
+    return in_turn if settings.order == "parallel" else list(in_turn), None
+
+
+def _layers_behind(
+    model: nn.Module,
+    captured: CapturedLayers,
+    layers: Sequence[CapturedLayer],
+    first: CapturedLayer,
+    tolerances: Mapping[str, float],
+    settings: WalkSettings,
+) -> Behind:
+    """The layers that are compressed behind the first one."""
+    names = [layer.name for layer in layers]
+    rest = layers[names.index(first.name) + 1 :]
+    bounded = [layer for layer in rest if tolerances[layer.name]]
+    return Behind(model, bounded, captured.batches, made_up=settings.keeps_sizes)
 
 
 def _solve_backwards(
@@ -222,10 +248,7 @@ def _solve_backwards(
             layer = layer.reading(used_inputs(layers[0], _unfinished(results[0])))
         bound, result = tolerances[layer.name], None
         if bound:
-            key = (layer.name, bound, _bytes(layer.read))
-            if key not in solved:
-                solved[key] = _solve(method, layer, bound, settings)
-            result = solved[key]
+            result = _solve_once(method, layer, bound, settings, solved)
         layers.insert(0, layer)
         results.insert(0, result)
     return layers, results
@@ -240,7 +263,33 @@ def _solve(
     original_inputs: bool = True,
 ) -> Solution:
     problem = layer.problem(bound, original_inputs=original_inputs)
-    return solve_problem(_method_of(layer, method), problem, **settings.of_solves)
+    return solve_problem(layer.method_of(method), problem, **settings.of_solves)
+
+
+def _solve_once(
+    method: Method, layer: CapturedLayer, bound: float, settings: WalkSettings, solved: Solved
+) -> Solution:
+    """What is known of a layer on the original network's activations; solved where it is not."""
+    key = (layer.name, bound, _bytes(layer.read))
+    if key not in solved:
+        solved[key] = _solve(method, layer, bound, settings)
+    return solved[key]
+
+
+def _refit_behind(
+    method: Method,
+    layer: CapturedLayer,
+    behind: CapturedLayer,
+    solved: SolverResult,
+    settings: WalkSettings,
+) -> SolverResult:
+    """A layer's solution refitted, in its size, to what compressed layers give it."""
+    weight = embedded(solved.weight, layer.live_out, layer.live_in)
+    bias = embedded(solved.bias[:, None], layer.live_out)[:, 0]
+    live_in, live_out = behind.live_in, behind.live_out
+    begun = dataclasses.replace(solved, weight=weight[live_out][:, live_in], bias=bias[live_out])
+    problem = behind.problem(1.0, original_inputs=False)
+    return refit_problem(behind.method_of(method), problem, begun, cache=settings.solve_cache)
 
 
 def _solve_side_by_side(
@@ -259,7 +308,7 @@ def _solve_side_by_side(
     threads = max(1, torch.get_num_threads() // settings.workers)
     return joblib.Parallel(n_jobs=settings.workers, backend="loky", return_as="generator")(
         joblib.delayed(_solve_in_worker)(
-            _method_of(layer, method),
+            layer.method_of(method),
             layer.problem(tolerances[layer.name]),
             settings,
             threads,
@@ -274,10 +323,6 @@ def _solve_in_worker(
 ) -> Solution:
     torch.set_num_threads(threads)
     return solve_problem(method, problem, **settings.of_solves)
-
-
-def _method_of(layer: CapturedLayer, method: Method) -> Method:
-    return method.of_layer(layer.on_patches, layer.kernel)
 
 
 def _unfinished(result: Solution | None) -> SolverResult | None:
@@ -333,68 +378,3 @@ def check_tolerances(relative_tolerance: float | Mapping[str, float]) -> None:
         given = {f"relative_tolerance[{name!r}]": x for name, x in relative_tolerance.items()}
     for what, value in given.items():
         as_number(value, what)
-
-
-def _stored(
-    original: nn.Module,
-    captured: CapturedLayer,
-    solved: SolverResult | None,
-    method: Method,
-    break_even: Latency | None,
-) -> nn.Module | None:
-    """The layer that takes the original's place, or None where that does not pay.
-
-    Of the original, what is not live is set to zero once the layer is to be compressed.
-    """
-    if solved is None and not captured.dropped:
-        return None
-    live_in, live_out = captured.live_in, captured.live_out
-    like = next(original.parameters())
-    layer = None
-    if solved is not None:
-        bias = _embed(solved.bias[:, None], live_out)[:, 0]
-        store = _method_of(captured, method).store
-        layer = store(_embed(solved.weight, live_out, live_in), bias)
-    whole = _as_it_is(original, captured)
-    if layer is not None and not _is_larger(layer, original):
-        layer = layer.to(like)
-        if break_even is None or break_even.keeps(layer, whole, captured.inputs):
-            return layer
-    if _was_compressed(original):
-        return None
-    weight = whole.weight.detach() * (live_out[:, None] & live_in)
-    bias = None if whole.bias is None else whole.bias.detach() * live_out
-    return store_linear(weight, bias).to(like)
-
-
-def _is_larger(layer: nn.Module, original: nn.Module) -> bool:
-    """Whether a layer stores more than one that was compressed before."""
-    return _was_compressed(original) and (
-        layer_size(layer).parameters > layer_size(as_layer(original)).parameters
-    )
-
-
-def _was_compressed(layer: nn.Module) -> bool:
-    return isinstance(as_layer(layer), FORMS)
-
-
-def _as_it_is(original: nn.Module, captured: CapturedLayer) -> nn.Module:
-    """The original layer with a weight of its own, where it computes it from others."""
-    kind = kind_of(original)
-    plain = kind.is_plain(original) or _was_compressed(original)
-    return kind.as_layer(original) if plain else _whole(original, captured)
-
-
-def _whole(original: nn.Module, captured: CapturedLayer) -> nn.Linear:
-    bias = None if kind_of(original).bias(original) is None else captured.bias
-    return store_linear(captured.weight, bias).to(next(original.parameters()))
-
-
-def _embed(block: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Put a block back among the rows and columns that were removed, which become zero."""
-    full = block.new_zeros(len(rows), block.shape[1] if columns is None else len(columns))
-    if columns is None:
-        full[rows] = block
-    else:
-        full[rows.nonzero(), columns.nonzero()[:, 0]] = block
-    return full
