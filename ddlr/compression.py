@@ -85,7 +85,8 @@ def compress(
         for it. "cascade" solves it on those that the compressed layers before it give, towards the
         original output, in the set `hinge` from the second layer on; where the original weights
         already miss the bound there, it is raised to sqrt(1.1) times their error. The report has
-        both, as `relative_tolerance` and `relative_bound`.
+        both, as `relative_tolerance` and `relative_bound`. `Settings(cascade_bound="reached")`
+        keeps the sizes of "parallel", and makes up for skip connections.
     layers : str, sequence of str, or callable, optional
         The layers to compress: names and globs, as ``["fc1", "encoder.*"]``; a function of name and
         module that says yes or no; or "all", for convolutions too. All linear layers that can be

@@ -37,11 +37,15 @@ class Settings:
         the inputs' mean eigenvalue; 1e-2. Where errors on further samples are well above those on
         the calibration samples, as with few of these for each input, 1 keeps a network of the same
         size closer to the original.
-    cascade_bound : {"tolerance", "inherited"}
+    cascade_bound : {"tolerance", "inherited", "reached"}
         In cascade order, of the layers after the first that is compressed. "tolerance": the larger
         of the relative tolerance and sqrt(1.1) times the error of the original weights on the
         compressed inputs. "inherited": the latter alone, so that only the first layer's tolerance
-        counts, as in Net-Trim's cascade (Aghasi et al. 2020, arXiv 1806.06457).
+        counts, as in Net-Trim's cascade (Aghasi et al. 2020, arXiv 1806.06457). "reached": each
+        layer has the size that it has in parallel order, and its refit, which must be asked for,
+        goes by the compressed inputs; the bound is the error that it reaches, if larger than the
+        tolerance. Where the network adds a skip connection to a layer's output, that is the error
+        of the sum, relative to the layer's part in it.
     activations : mapping of layer name to {"relu", "none"}
         What follows a layer, where `ddlr.capture` should not find out by itself.
     workers : int

@@ -83,6 +83,7 @@ def choices(cfg: DictConfig) -> dict:
         "method": method.name,
         "refit": method.get("refit", "none"),
         "order": method.get("order", "parallel"),
+        "cascade_bound": method.get("cascade_bound", "tolerance"),
         "ridge": method.get("ridge"),
         "goal": goal,
         "wanted": method.relative_tolerance if wanted is None else wanted,
