@@ -22,6 +22,7 @@ from experiments.benchmarks.memory import memory
 from experiments.benchmarks.one_layer import one_layer, tolerance_path
 from experiments.benchmarks.ranks import rank_search
 from experiments.benchmarks.shapes import growth, large_layers
+from experiments.benchmarks.sparse_layers import sparse_layers
 from experiments.configuration import CONFIG_PATH
 from experiments.report.figures_benchmark import FIGURES
 from experiments.report.solver_targets import solver_targets
@@ -38,6 +39,7 @@ PARTS: dict[str, Callable[[DictConfig, torch.device], list[dict]]] = {
     "growth": growth,
     "memory": memory,
     "reference": against_cone_solvers,
+    "sparse": sparse_layers,
     "large": large_layers,
 }
 

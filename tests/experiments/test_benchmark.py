@@ -32,17 +32,22 @@ def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
         "reference.MOSEK.layers=[]",
         "reference.ours_alone.layers=[[12,12,60]]",
         "growth.layers=" + tiny,
+        "sparse.layers=[[30,20]]",
+        "sparse.rounds=2",
         f"checkpoint_dir={REPOSITORY}/results/checkpoints",
         *RANKS_OF_DIGITS,
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "results/benchmark.csv")
-    parts = {"reference", "layer", "path", "lowest_rank", "growth", "memory"}
+    parts = {"reference", "layer", "path", "lowest_rank", "growth", "memory", "sparse"}
     assert set(table["part"]) == parts
     solved = table[table["gap_asked"].notna()]
     assert (solved["status"] == "converged").all()
     assert (solved["relative_gap"].abs() <= solved["gap_asked"]).all()
+    sparse = table[table["part"] == "sparse"]
+    assert len(sparse) == 18
+    assert (sparse[["seconds", "seconds_dense"]] > 0).all(axis=None)
     cone = solved[solved["solver"].isin(["SCS", "CLARABEL"])]
     assert len(cone) == 2
     targets = pd.read_csv(tmp_path / "results/benchmark_targets.csv")
