@@ -12,6 +12,7 @@ from torch import Tensor
 from ddlr.constraints import OutputSet
 from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart, check_problem, check_warm_start
+from ddlr.quadratic import ridged_gram
 from ddlr.rank_search import RADIUS_SLACK, lowest_rank, lowest_truncation
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
@@ -253,7 +254,7 @@ def _stages(
     Yields each stage with its closed form, on its inputs.
     """
     start = warm_start or _least_squares(inputs, outputs.targets)
-    gram = _gram(inputs, ridge)
+    gram, _ = ridged_gram(inputs, ridge)
     kept = torch.arange(len(gram), device=gram.device)
     fewest = math.inf
     if not gram.any():  # inputs that do not vary: a bias says it all
@@ -325,15 +326,7 @@ def regress_outputs(
     WarmStart
         With a weight of shape (out_features, inputs kept).
     """
-    return _with_factor(inputs, _gram(inputs, ridge), kept, start)[0]
-
-
-def _gram(inputs: CentredInputs, ridge: float) -> Tensor:
-    """The Gram matrix of the centred inputs in float64, with the ridge."""
-    values, vectors = (each.double() for each in inputs.eigen)
-    gram = (vectors * values) @ vectors.T
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    return gram
+    return _with_factor(inputs, ridged_gram(inputs, ridge)[0], kept, start)[0]
 
 
 def _with_factor(

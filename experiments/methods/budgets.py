@@ -1,0 +1,75 @@
+"""The smallest budget of a method, such as a number of nonzeros, that keeps a layer's promise."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddlr.constraints import OutputSet
+from ddlr.inputs import CentredInputs
+from ddlr.problem import WarmStart
+from ddlr.result import SolverResult, SolverStatus
+
+RESOLUTION = 1.01
+
+
+def smallest_within(
+    fit: Callable[[int], WarmStart],
+    largest: int,
+    inputs: CentredInputs,
+    outputs: OutputSet,
+    start: WarmStart,
+) -> SolverResult:
+    """The layer of the smallest budget, up to one per cent, whose outputs are within the radius.
+
+    Found by bisection of the budget's logarithm, as if a larger one never did worse. The start
+    itself where no budget below the largest will do; a bias alone where that will do.
+
+    Parameters
+    ----------
+    fit : callable
+        A budget, from 1 to `largest`, to a weight and bias for all inputs.
+    largest : int
+        The budget of the start.
+    inputs : CentredInputs
+    outputs : OutputSet
+        Has the radius.
+    start : WarmStart
+        Weight and bias of the original layer.
+
+    Returns
+    -------
+    SolverResult
+        `objective` is the budget; the status is "fitted", `iterations` the number of fits.
+    """
+    began = time.perf_counter()
+    fits = 0
+
+    def within(weight: Tensor, bias: Tensor) -> bool:
+        return outputs.violation(torch.addmm(bias, inputs.inputs, weight.T)) == 0
+
+    constant = WarmStart(torch.zeros_like(start.weight), outputs.best_constant_output())
+    if within(constant.weight, constant.bias):
+        best, kept, missed = constant, 0, 0
+    else:
+        best, kept, missed = start, largest, 0
+    while kept > max(missed + 1, RESOLUTION * missed):
+        budget = max(missed + 1, min(kept - 1, round((max(missed, 1) * kept) ** 0.5)))
+        tried, fits = fit(budget), fits + 1
+        if within(tried.weight, tried.bias):
+            best, kept = tried, budget
+        else:
+            missed = budget
+    return SolverResult(
+        weight=best.weight,
+        bias=best.bias,
+        status=SolverStatus.FITTED,
+        iterations=fits,
+        objective=float(kept),
+        lower_bound=float("nan"),
+        relative_gap=float("nan"),
+        violation=outputs.violation(torch.addmm(best.bias, inputs.inputs, best.weight.T)),
+        dual=best.weight.new_empty(0),
+        seconds=time.perf_counter() - began,
+    )
