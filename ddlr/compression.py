@@ -12,7 +12,13 @@ from ddlr.calls import Forward, Samples
 from ddlr.goals import goal_of
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
-from ddlr.layers import LowRankLinear, SeparableLinear, numerical_rank, store_linear
+from ddlr.layers import (
+    LowRankLinear,
+    SeparableLinear,
+    factorise,
+    numerical_rank,
+    store_linear,
+)
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import LayerProblem, Method
 from ddlr.network import Settings, compress_network
@@ -192,11 +198,10 @@ def refit_rank(
 def store_low_rank(weight: Tensor, bias: Tensor) -> LowRankLinear | None:
     """Factorise a weight, or None where it has full rank on the rows and columns that are live."""
     live_out, live_in = (weight != 0).any(dim=1), (weight != 0).any(dim=0)
-    if weight.any() and not saves_weights(
-        numerical_rank(weight), int(live_in.sum()), int(live_out.sum())
-    ):
+    left, right = factorise(weight)
+    if weight.any() and not saves_weights(len(right), int(live_in.sum()), int(live_out.sum())):
         return None
-    return LowRankLinear.from_weight(weight, bias)
+    return LowRankLinear.from_factors(left, right, bias)
 
 
 def store_selected(weight: Tensor, bias: Tensor) -> nn.Module:

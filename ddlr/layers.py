@@ -46,16 +46,19 @@ class LowRankLinear(StoredForm, nn.Sequential):
     @classmethod
     def from_weight(cls, weight: Tensor, bias: Tensor, rank: int | None = None) -> "LowRankLinear":
         """Factorise a weight of shape (out_features, in_features), truncated to `rank` if given."""
-        left, right = factorise(weight, rank)
-        out_features, in_features = weight.shape
+        return cls.from_factors(*factorise(weight, rank), bias)
+
+    @classmethod
+    @torch.no_grad()
+    def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor) -> "LowRankLinear":
+        """The layer of left (out_features, rank) and right (rank, in_features)."""
         with random_state_kept():  # the initial values are overwritten
             layer = cls(
-                in_features, out_features, right.shape[0], dtype=weight.dtype, device=weight.device
+                right.shape[1], len(left), len(right), dtype=right.dtype, device=right.device
             )
-        with torch.no_grad():
-            layer[0].weight.copy_(right)
-            layer[1].weight.copy_(left)
-            layer[1].bias.copy_(bias)
+        layer[0].weight.copy_(right)
+        layer[1].weight.copy_(left)
+        layer[1].bias.copy_(bias)
         return layer
 
     @property
@@ -308,6 +311,17 @@ def numerical_rank(weight: Tensor) -> int:
     about eps * (sqrt(rows) + sqrt(columns)) times the largest entry.
     """
     return _rank_of(torch.linalg.svdvals(weight.double()), weight)
+
+
+def numerical_rank_of(layer: nn.Module) -> int:
+    """The numerical rank of a layer's weight, by its factors where it has them."""
+    if not isinstance(layer, LowRankLinear):
+        return numerical_rank(layer.weight)
+    # The triangular factors have the singular values of the product, and are small.
+    outer, inner = (
+        torch.linalg.qr(each.double(), mode="r").R for each in (layer[1].weight, layer[0].weight.T)
+    )
+    return _rank_of(torch.linalg.svdvals(outer @ inner.T), layer.weight)
 
 
 def _rank_of(values: Tensor, weight: Tensor) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddlr.captured import CapturedLayer
 from ddlr.constraints import OutputSet, relative_violation
-from ddlr.layers import numerical_rank
+from ddlr.layers import numerical_rank_of
 from ddlr.result import LayerReport, SolverResult, SolverStatus
 from ddlr.sizes import layer_size
 
@@ -105,7 +105,7 @@ class MeasuredLayer:
             out_features=layer.out_features,
             activation=self.activation,
             form=size.form,
-            rank=numerical_rank(layer.weight),
+            rank=numerical_rank_of(layer),
             nonzeros=int((layer.weight != 0).sum()),
             parameters_kept=size.parameters,
             parameters_dense=layer.in_features * layer.out_features,

@@ -38,6 +38,7 @@ def refit_low_rank(
     reduced-rank regression. Each iteration takes one sweep of alternating least squares on it in
     the whitened inputs, with targets T that are extrapolated (Nesterov, begun anew when the loss
     rises). W stays factored: r (4 in_features + 6 out_features) flops per sample and iteration.
+    Without an activation one truncated singular value decomposition is the answer.
 
     Parameters
     ----------
@@ -76,9 +77,20 @@ def refit_low_rank(
     white = WhitenedInputs(inputs, ridge)
     left, right = _truncate(white.whiten(weight), rank)
     outputs = OutputSet(targets, 0.0, activation, "hinge")
+    if activation == "none":
+        return _best_of_rank(white, targets, left @ right.T, rank)
     fit = RankFit(white, outputs, left @ right.T, left, right, bias + weight @ white.mean)
     fit.descend(tolerance, max_iterations)
     return fit.answer()
+
+
+def _best_of_rank(
+    white: "WhitenedInputs", targets: Tensor, origin: Tensor, rank: int
+) -> tuple[Tensor, Tensor]:
+    """The weight and bias of `refit_low_rank` without an activation, from the whitened W0."""
+    regressed = torch.addmm(origin * white.ridge_by_direction, targets.T, white.inputs)
+    weight = white.unwhiten(*_truncate(regressed, rank))
+    return weight, targets.mean(dim=0) - weight @ white.mean
 
 
 def check_ridge(ridge: float) -> float:

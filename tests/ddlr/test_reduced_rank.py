@@ -355,3 +355,27 @@ def test_a_fit_is_never_worse_than_the_activation_aware_svd_of_its_rank():
         assert fit.square**0.5 == pytest.approx(before, rel=1e-6)
         fit.descend(1e-6, 100)
         assert fit.square**0.5 < before
+
+
+def test_without_an_activation_the_refit_is_the_best_weight_of_its_rank():
+    """Its loss is that of the closed form in float64, which no other weight of the rank is below."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(60, 8, generator=generator)
+    start = torch.randn(6, 2, generator=generator) @ torch.randn(2, 8, generator=generator)
+    bias = torch.randn(6, generator=generator)
+    targets = torch.randn(60, 6, generator=generator)
+    ridge = 0.05
+    weight, shift = refit_low_rank(
+        inputs, targets, start, bias, rank=2, activation="none", ridge=ridge
+    )
+
+    centred = (inputs - inputs.mean(dim=0)).double()
+    gram = centred.T @ centred
+    penalty = ridge * gram.diagonal().mean()
+    gram += penalty * torch.eye(8)
+    best = torch.linalg.solve(gram, centred.T @ targets.double() + penalty * start.T.double()).T
+    root = torch.linalg.cholesky(gram)
+    left, values, right = torch.linalg.svd(best @ root, full_matrices=False)
+    expected = torch.linalg.solve(root.T, ((left[:, :2] * values[:2]) @ right[:2]).T).T
+    torch.testing.assert_close(weight.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shift, targets.mean(dim=0) - weight @ inputs.mean(dim=0))
