@@ -1,9 +1,9 @@
 """Time compressed networks as they are deployed: ``python -m experiments.inference``.
 
-Writes `results/inference.csv`. Each method's smallest network within a held-out drop of accuracy,
-as `experiments.compress` finds it, is saved, loaded, and timed from its first fully connected layer
-on, beside the dense network: as it comes out of the file (form "stored"), and with its layers fused
-by `ddlr.fuse_chains` (form "fused").
+Writes `results/inference.csv`; rows of other networks stay in it. Each method's smallest network
+within a held-out drop of accuracy, as `experiments.compress` finds it, is saved, loaded, and timed
+from its first fully connected layer on, beside the dense network: as it comes out of the file (form
+"stored"), and with its layers fused by `ddlr.fuse_chains` (form "fused").
 """
 
 import logging
@@ -40,12 +40,18 @@ _CHOICES = ("dataset", "model", "method", "refit", "order", "seed", "calibration
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="inference")
 def main(cfg: DictConfig) -> None:
     path = Path(cfg.results_dir) / "inference.csv"
-    rows: list[dict] = []
     for network in cfg.heads:
-        rows += timed(network, cfg)
-        table = pd.DataFrame(rows)  # written now: the next network may take long
-        write_whole(path, lambda scratch: table.to_csv(scratch, index=False, float_format="%.6g"))  # noqa: B023
-    log.info("%s:\n%s", path, pd.DataFrame(rows).to_string(index=False))
+        _replace(path, pd.DataFrame(timed(network, cfg)))  # now: the next network may take long
+    log.info("%s:\n%s", path, pd.read_csv(path).to_string(index=False))
+
+
+def _replace(path: Path, rows: pd.DataFrame) -> None:
+    """Put the rows of a network into a table in the place of its earlier ones."""
+    if path.is_file():
+        before = pd.read_csv(path)
+        same = (before[["dataset", "model"]] == rows[["dataset", "model"]].iloc[0]).all(axis=1)
+        rows = pd.concat([before[~same], rows], ignore_index=True)
+    write_whole(path, lambda scratch: rows.to_csv(scratch, index=False, float_format="%.6g"))
 
 
 def timed(network: DictConfig, cfg: DictConfig) -> list[dict]:

@@ -18,6 +18,13 @@ CHECKPOINTS = f"checkpoint_dir={REPOSITORY}/results/checkpoints"
 
 @pytest.mark.slow
 def test_the_command_writes_a_row_for_each_method_form_engine_and_batch(tmp_path):
+    others = pd.DataFrame(
+        [
+            {"dataset": "mnist", "model": "other", "microseconds": 1.0},
+            {"dataset": "digits", "model": "mlp_digits", "microseconds": 2.0},
+        ]
+    )
+    others.to_csv(tmp_path / "inference.csv", index=False)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.inference", DIGITS, CHECKPOINTS),
@@ -32,6 +39,9 @@ def test_the_command_writes_a_row_for_each_method_form_engine_and_batch(tmp_path
     )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "inference.csv")
+    # Of the two rows that were there that of another network stays.
+    assert table.iloc[0]["model"] == "other"
+    table = table.iloc[1:]
     wanted = [
         ("mlp_digits", method, form, engine, 1, batch)
         for method in ("fewest_weights", "magnitude")
