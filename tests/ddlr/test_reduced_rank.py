@@ -358,7 +358,7 @@ def test_a_fit_is_never_worse_than_the_activation_aware_svd_of_its_rank():
 
 
 def test_without_an_activation_the_refit_is_the_best_weight_of_its_rank():
-    """Its loss is that of the closed form in float64, which no other weight of the rank is below."""
+    """It is the closed form in float64, which no other weight of the rank has a lower loss than."""
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(60, 8, generator=generator)
     start = torch.randn(6, 2, generator=generator) @ torch.randn(2, 8, generator=generator)
