@@ -110,6 +110,18 @@ class Networks:
             self.model, self.captured, self.method, tolerances, self.settings, solved=self.solved
         )
 
+    def size(self, tolerances: Mapping[str, float]) -> int:
+        """The weights of `by_layer`, where layers in cascade have the sizes of parallel order.
+
+        But for what is dead in cascade alone. It takes no pass of the network then.
+        """
+        in_parallel = self.settings.in_parallel()
+        return kept_weights(
+            compress_layers(
+                self.model, self.captured, self.method, tolerances, in_parallel, solved=self.solved
+            )
+        )
+
     def finished(self, result: CompressionResult) -> CompressionResult:
         """The same after the refit of all layers together, if there is to be one."""
         return refit_if_asked(
@@ -143,6 +155,8 @@ def reach(
     last -= equalled
     if budget is not None:
         index = _largest_within(trials[: last + 1], budget)
+        while index and kept_weights(trials[index].by_layer) > budget:  # its size was foretold
+            index -= 1
         if equalled and index == last and allocations[-1].parameters <= budget:
             index += 1
     else:
@@ -187,8 +201,10 @@ class _Trial:
         result = self._networks.finished(self.by_layer)
         return result, self._measure(result)
 
-    @property
+    @cached_property
     def size(self) -> int:
+        if self._networks.settings.keeps_sizes and not self.is_made:
+            return self._networks.size(self.allocation.tolerances)
         return kept_weights(self.by_layer)
 
     @property
