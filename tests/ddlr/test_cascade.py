@@ -225,3 +225,17 @@ def test_workers_make_no_difference(block, tokens):
     ]
     one, two = (outputs_of(each.model, tokens) for each in results)
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lowest_rank", "fewest_weights"])
+@pytest.mark.parametrize("kept", [0.3, 0.5])
+def test_a_goal_of_size_makes_one_network_in_cascade(method, kept, block, tokens):
+    """Sizes are those of parallel order, so the others need no passes."""
+    given = {"method": method, "refit": "layer", "kept_fraction": kept}
+    result = ddlr.compress(block, tokens, order="cascade", settings=SIZES_KEPT, **given)
+    parallel = ddlr.compress(block, tokens, **given)
+    assert result.goal.tried == 1
+    assert result.goal.met
+    assert result.goal.measured == pytest.approx(parallel.goal.measured, abs=0.01)
+    sizes = sum(each.parameters_kept for each in result.layers)
+    assert sizes <= kept * sum(each.parameters_dense for each in result.layers)
