@@ -255,6 +255,21 @@ def test_pages_say_how_many_rows_are_of_earlier_code():
     assert f"{chosen} rows (`chosen_by_factors`)" in prose(RESULTS)
 
 
+def test_the_qualities_of_the_face_detector_are_those_of_the_table():
+    text = (REPOSITORY / "docs/real-networks.md").read_text()
+    table, runs = table_after(text, "**Face detector.**"), results("real")
+    parallel = runs[runs["order"] == "parallel"]
+    places = [(model, kept) for model in ("mtcnn_rnet", "mtcnn_onet") for kept in (0.1, 0.25)]
+    for name, cells in table.items():
+        for cell, (model, wanted) in zip(cells, places, strict=True):
+            [row] = parallel[
+                (parallel["method"] == ROWS[name][0])
+                & (parallel["network"] == model)
+                & (parallel["wanted"] == wanted)
+            ].to_dict("records")
+            assert cell == f"{row['quality']:.3f} ({100 * row['kept_fraction']:.1f})", name
+
+
 def test_what_cascade_raises_is_as_in_the_claims():
     claims = text_of(REPOSITORY / "results/claims.md")
     lines = [line for line in claims.splitlines() if "| cascade |" in line]
