@@ -270,6 +270,17 @@ def test_the_qualities_of_the_face_detector_are_those_of_the_table():
             assert cell == f"{row['quality']:.3f} ({100 * row['kept_fraction']:.1f})", name
 
 
+def test_the_qualities_of_the_sentence_encoder_are_those_of_the_table():
+    text = (REPOSITORY / "docs/real-networks.md").read_text()
+    table, runs = table_after(text, "**Sentence encoder, half"), results("real")
+    runs = runs[(runs["network"] == "sentence_encoder") & (runs["calibration_samples"] == 400)]
+    for name, (quality, kept) in table.items():
+        [row] = runs[runs["method"] == ROWS[name.partition(",")[0]][0]].to_dict("records")
+        assert (row["cascade_bound"] == "reached") == ("cascade" in name)
+        assert quality == f"{row['quality']:.3f}"
+        assert kept == f"{100 * row['kept_fraction']:.2f}"
+
+
 def test_what_cascade_raises_is_as_in_the_claims():
     claims = text_of(REPOSITORY / "results/claims.md")
     lines = [line for line in claims.splitlines() if "| cascade |" in line]
