@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.identity import copied, is_plain
+from ddlr.index_sets import pick
 from ddlr.layers import (
     LowRankLinear,
     PivotedLinear,
@@ -158,14 +159,6 @@ class Stage:
     def on_outputs(self, kept: Tensor) -> "Stage":
         *others, last = self.weights
         return Stage((*others, last[kept].contiguous()), self.bias[kept], self.activation)
-
-
-def pick(inputs: Tensor, indices: Tensor) -> Tensor:
-    """Some inputs of each sample, shape (..., indices)."""
-    if torch.onnx.is_in_onnx_export():
-        # As ONNX's GatherElements: in onnxruntime some 6 times as fast as its Gather on rows.
-        return inputs.gather(-1, indices.expand(*inputs.shape[:-1], len(indices)))
-    return inputs.index_select(-1, indices)
 
 
 @torch.no_grad()

@@ -27,6 +27,14 @@ def set_bytes(count: int, total: int) -> int:
     return min(count * index_bytes(total - 1), math.ceil(total / _BITS))
 
 
+def pick(inputs: Tensor, indices: Tensor) -> Tensor:
+    """Some features of each sample, shape (..., indices)."""
+    if torch.onnx.is_in_onnx_export():
+        # As ONNX's GatherElements: in onnxruntime some 6 times as fast as its Gather on rows.
+        return inputs.gather(-1, indices.expand(*inputs.shape[:-1], len(indices)))
+    return inputs.index_select(-1, indices)
+
+
 class IndexSet(nn.Module):
     """Some of the indices from 0 to total - 1, in ascending order.
 
@@ -81,7 +89,8 @@ class IndexSet(nn.Module):
         dim %= values.ndim
         behind = (0, 0) * (values.ndim - 1 - dim) + (0, 1)
         padded = functional.pad(values, behind)
-        return padded.index_select(dim, self.places.clamp(max=self.count))
+        places = self.places.clamp(max=self.count)
+        return pick(padded, places) if dim == values.ndim - 1 else padded.index_select(dim, places)
 
     def _hold(self, chosen: Tensor) -> None:
         self.register_buffer("stored", self._encoded(chosen))

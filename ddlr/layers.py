@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.identity import inherit, replace_everywhere
-from ddlr.index_sets import IndexSet
+from ddlr.index_sets import IndexSet, pick
 from ddlr.pivoting import choose_pivots
 from ddlr.sparse_layers import SparseLinear
 from ddlr.stored_form import StoredForm, empty_weights_allowed, store_linear
@@ -144,7 +144,7 @@ class PivotedLinear(StoredForm, nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         pivots = self.pivot_rows(inputs)
         outputs = torch.cat([pivots, self.other_rows(pivots)], dim=-1)
-        outputs = outputs.index_select(-1, self.pivots.places)
+        outputs = pick(outputs, self.pivots.places)
         return outputs if self.bias is None else outputs + self.bias
 
     @property
@@ -180,7 +180,7 @@ class SelectedLinear(StoredForm, nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.inputs.is_all:
-            inputs = inputs.index_select(-1, self.inputs.indices)
+            inputs = pick(inputs, self.inputs.indices)
         outputs = self.outputs.spread(self.layer(inputs))
         return outputs if self.whole_bias is None else outputs + self.whole_bias
 
