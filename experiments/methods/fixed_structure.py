@@ -14,8 +14,8 @@ from ddlr.quadratic import OutputQuadratic
 from ddlr.result import SolverResult
 from experiments.methods.budgets import Fitted
 
-_REFIT_STEPS = 50
-_REFIT_TOLERANCE = 3e-3  # of the loss, in ten steps
+_REFIT_STEPS = 100
+_REFIT_TOLERANCE = 1e-3  # of the loss, in ten steps
 
 
 def minimise_on_support(

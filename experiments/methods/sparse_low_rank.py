@@ -25,11 +25,11 @@ from experiments.methods.budgets import Fitted, smallest_of_several
 from experiments.methods.fixed_structure import minimise_on_support, refit_parts
 
 # Of the lowest rank that is within the radius by itself; what is left of a budget is nonzeros.
-_RANK_SHARES = (0.5, 0.25, 0.125, 0.0)
+_RANK_SHARES = (0.125, 0.25, 0.5, 1.0, 0.0)  # the one that is the best most often comes first
 _ITERATIONS = 40
 # The penalty of the ADMM, for inputs of unit norm, grows from the first by a factor.
-_FIRST_PENALTY, _GROWTH = 0.1, 1.1
-_SWEEPS = 4
+_FIRST_PENALTY, _GROWTH = 0.03, 1.1
+_SWEEPS = 2
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def solve_sparse_low_rank(
     quadratic = OutputQuadratic.of(inputs, outputs, warm_start, check_ridge(ridge))
     fits = SumFits(quadratic, warm_start.weight.dtype)
     rank = _lowest_rank(fits, inputs, outputs)
-    ranks = dict.fromkeys([rank, *(round(share * rank) for share in _RANK_SHARES)])
+    ranks = dict.fromkeys(round(share * rank) for share in _RANK_SHARES)
     solved = smallest_of_several(
         [partial(fits.of_size, most_ranks=most) for most in ranks],
         warm_start.weight.numel(),
@@ -133,17 +133,9 @@ class SumFits:
         values, vectors = torch.linalg.eigh(self.quadratic.gram / norms / norms[:, None])
         return values.to(self.dtype), vectors.to(self.dtype)
 
-    def directions(self, weight: Tensor) -> Tensor:
-        """Orthonormal columns, the first r of which span the best approximation of rank r.
-
-        In the metric of the inputs; shape (out_features, out_features).
-        """
-        return torch.linalg.eigh((weight @ self.gram) @ weight.T).eigenvectors.flip(-1)
-
     def truncate(self, weight: Tensor, rank: int) -> Tensor:
         """The nearest weight of a rank, in the metric of the inputs."""
-        left = self.directions(weight)[:, :rank]
-        return left @ (left.T @ weight)
+        return _on_directions(weight, (weight @ self.gram) @ weight.T, rank)
 
     def of_size(self, budget: int, most_ranks: int) -> Fitted:
         """The sum that stores so many weights, with a rank that leaves no budget below zero."""
@@ -157,25 +149,29 @@ class SumFits:
         sparse = torch.zeros_like(self.target)
         low_rank = self.truncate(self.target, rank)
         if nonzeros:
-            sparse, low_rank = self._admm(low_rank, rank, nonzeros)
+            sparse, low_rank = self._admm(rank, nonzeros)
             sparse, low_rank = self.improve(sparse, low_rank, rank, self.target @ self.gram)
         return self._fitted(sparse, low_rank)
 
-    def _admm(self, low_rank: Tensor, rank: int, nonzeros: int) -> tuple[Tensor, Tensor]:
-        norms, (values, vectors) = self.norms, self.scaled_eigen
+    def _admm(self, rank: int, nonzeros: int) -> tuple[Tensor, Tensor]:
+        """Both parts, sparse as the copy; the rest is in coordinates of the eigenvectors."""
+        values, vectors = self.scaled_eigen
         penalty = _FIRST_PENALTY
-        rest = (self.target - low_rank) * norms
-        copy, price = largest_entries(rest, nonzeros), torch.zeros_like(rest)
+        target = (self.target * self.norms) @ vectors
+        rest = target - _truncated(target, values, rank)
+        copy = largest_entries(rest @ vectors.T, nonzeros)
+        price = torch.zeros_like(copy)
         for _ in range(_ITERATIONS):
-            pulled = penalty * (copy - rest) - price
-            sparse = rest + ((pulled @ vectors) / (values + penalty)) @ vectors.T
+            pulled = (penalty * copy - price) @ vectors
+            free = (values * rest + pulled) / (values + penalty)
+            sparse = free @ vectors.T
             copy = largest_entries(sparse + price / penalty, nonzeros)
             price = price + penalty * (sparse - copy)
             if rank:
-                low_rank = self.truncate(self.target - sparse / norms, rank)
-                rest = (self.target - low_rank) * norms
+                rest = target - _truncated(target - free, values, rank)
             penalty *= _GROWTH
-        return copy / norms, low_rank
+        low_rank = (target - rest) @ vectors.T
+        return copy / self.norms, low_rank / self.norms
 
     def improve(
         self, sparse: Tensor, low_rank: Tensor, rank: int, cross: Tensor
@@ -210,13 +206,25 @@ def largest_entries(matrix: Tensor, number: int) -> Tensor:
     )
 
 
+def _truncated(weight: Tensor, values: Tensor, rank: int) -> Tensor:
+    """The nearest weight of a rank, in coordinates in which inputs have a diagonal Gram matrix."""
+    return _on_directions(weight, (weight * values) @ weight.T, rank)
+
+
+def _on_directions(weight: Tensor, outputs_gram: Tensor, rank: int) -> Tensor:
+    """A weight projected on the directions in which its outputs vary most."""
+    left = torch.linalg.eigh(outputs_gram).eigenvectors[:, len(weight) - rank :]
+    return left @ (left.T @ weight)
+
+
 def _stored(rank: int, weight: Tensor) -> int:
     return fewest_stored(rank, weight.shape[1], weight.shape[0])
 
 
 def _lowest_rank(fits: SumFits, inputs: CentredInputs, outputs: OutputSet) -> int:
     """The rank at which the low-rank part alone is within the radius, or where it is of no use."""
-    target, left = fits.target, fits.directions(fits.target)
+    target = fits.target
+    left = torch.linalg.eigh((target @ fits.gram) @ target.T).eigenvectors.flip(-1)
     mean = fits.quadratic.mean_targets
     scores = inputs.centred @ (target.T @ left)
     rank = lowest_truncation(outputs, mean, scores, left.T)
