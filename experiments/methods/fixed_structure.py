@@ -1,4 +1,4 @@
-"""Fits of weights whose structure is given: their zeros, or the zeros of their parts."""
+"""The largest entries of a matrix, and fits of what has zeros in given places."""
 
 import dataclasses
 import math
@@ -16,6 +16,17 @@ from experiments.methods.budgets import Fitted
 
 _REFIT_STEPS = 100
 _REFIT_TOLERANCE = 1e-3  # of the loss, in ten steps
+
+
+def largest_entries(matrix: Tensor, number: int) -> Tensor:
+    """A matrix with zeros in the place of all entries but the largest in magnitude."""
+    kept = matrix.abs().flatten().topk(number).indices
+    return (
+        torch.zeros_like(matrix)
+        .flatten()
+        .index_put((kept,), matrix.flatten()[kept])
+        .view_as(matrix)
+    )
 
 
 def minimise_on_support(

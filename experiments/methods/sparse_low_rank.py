@@ -22,7 +22,7 @@ from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import SolverResult
 from ddlr.sizes import fewest_stored
 from experiments.methods.budgets import Fitted, smallest_of_several
-from experiments.methods.fixed_structure import minimise_on_support, refit_parts
+from experiments.methods.fixed_structure import largest_entries, minimise_on_support, refit_parts
 
 # Of the lowest rank that is within the radius by itself; what is left of a budget is nonzeros.
 _RANK_SHARES = (0.125, 0.25, 0.5, 1.0, 0.0)  # the one that is the best most often comes first
@@ -193,17 +193,6 @@ class SumFits:
         weight = sparse + low_rank
         parts = {"sparse": sparse, "low_rank": low_rank}
         return Fitted(weight, self.quadratic.bias_of(weight), parts=parts)
-
-
-def largest_entries(matrix: Tensor, number: int) -> Tensor:
-    """A matrix with zeros in the place of all entries but the largest in magnitude."""
-    kept = matrix.abs().flatten().topk(number).indices
-    return (
-        torch.zeros_like(matrix)
-        .flatten()
-        .index_put((kept,), matrix.flatten()[kept])
-        .view_as(matrix)
-    )
 
 
 def _truncated(weight: Tensor, values: Tensor, rank: int) -> Tensor:
