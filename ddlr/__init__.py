@@ -14,7 +14,14 @@ from ddlr.hooks import capture
 from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
 from ddlr.latency import Latency
-from ddlr.layers import LowRankLinear, PivotedLinear, SelectedLinear, SparseLinear
+from ddlr.layers import (
+    LowRankLinear,
+    PivotedLinear,
+    SelectedLinear,
+    SparseFactors,
+    SparseLinear,
+    SparsePlusLowRank,
+)
 from ddlr.low_rank import solve_low_rank
 from ddlr.method import Method
 from ddlr.network import Settings, compress_network
@@ -56,7 +63,9 @@ __all__ = [
     "SkippedWeights",
     "SolverResult",
     "SolverStatus",
+    "SparseFactors",
     "SparseLinear",
+    "SparsePlusLowRank",
     "WarmStart",
     "capture",
     "capture_layers",

@@ -22,6 +22,7 @@ from ddlr.sizes import (
 )
 from ddlr.sparse_layers import SparseLinear
 from ddlr.stored_form import StoredForm, store_linear
+from ddlr.two_part_forms import TWO_PART_FORMS
 
 # A sparse layer runs in CSR where it keeps less than this share of its weights. How many times as
 # fast as `nn.Linear` that was on one busy CPU core, the median (least) of layers from 100 x 300 to
@@ -48,7 +49,8 @@ def compact(model: nn.Module, *, run_sparse: bool = True) -> nn.Module:
       a `PivotedConvolution`;
     - a layer that keeps less than 15 % of its weights is a `SparseLinear`, where that is smaller
       than an array. Above that the product of a sparse matrix may be slower than a dense one;
-    - weights of inputs and outputs that are left out are not stored: `SelectedLinear`.
+    - weights of inputs and outputs that are left out are not stored: `SelectedLinear`;
+    - the two parts of a `SparsePlusLowRank` or `SparseFactors` are treated so each by itself.
 
     Outputs are the same up to rounding. A layer stays as it is where none of that makes it smaller,
     where another module has its weight too, or where the weight is computed from others.
@@ -76,7 +78,7 @@ def compact(model: nn.Module, *, run_sparse: bool = True) -> nn.Module:
         around = layers.get(holder) if name else None
         if name and isinstance(model.get_submodule(holder), PivotedConvolution):
             continue
-        if around is not None and not isinstance(around, SelectedLinear):
+        if around is not None and not isinstance(around, (SelectedLinear, *TWO_PART_FORMS)):
             continue  # a part, which goes with its layer
         if _can_change(model, layer):
             model = replace_layer(model, name, _smallest(layer, run_sparse))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ddlr.calls import Batch
 from ddlr.layers import LowRankLinear
 from ddlr.recording import record
+from ddlr.two_part_forms import SparseFactors, SparsePlusLowRank
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def remove_dead_weights(
     pairs : sequence of (str, str)
         Names of a layer and of the one layer that reads its outputs, in the order of the network.
         The outputs are the reader's inputs, perhaps after an activation. Each layer is an
-        `nn.Linear` or a `LowRankLinear`.
+        `nn.Linear`, a `LowRankLinear`, or of two parts that are such.
     batches : sequence of Batch
         Network inputs; one sample shows the value of a constant unit after its activation.
 
@@ -74,11 +75,24 @@ def _constant(layer: nn.Module, reader: nn.Module) -> Tensor:
 
 def _drop_unread(layer: nn.Module, reader: nn.Module) -> Tensor:
     unread = _unread(layer, reader)
-    rows = layer[1] if isinstance(layer, LowRankLinear) else layer
-    rows.weight[unread] = 0
-    if rows.bias is not None:
-        rows.bias[unread] = 0
+    for rows in _linear_parts(layer, last=True):
+        rows.weight[unread] = 0
+        if rows.bias is not None:
+            rows.bias[unread] = 0
+    if isinstance(layer, SparseFactors):
+        layer.clear_unused()
     return unread
+
+
+def _linear_parts(layer: nn.Module, *, last: bool) -> list[nn.Linear]:
+    """What gives a layer's outputs, or else what reads its inputs."""
+    if isinstance(layer, SparsePlusLowRank):
+        return [each for part in layer.parts for each in _linear_parts(part, last=last)]
+    if isinstance(layer, SparseFactors):
+        return [layer.last if last else layer.first]
+    if isinstance(layer, LowRankLinear):
+        return [layer[1] if last else layer[0]]
+    return [layer]
 
 
 def _fold_constant(model: nn.Module, name: str, reader: str, batches: Sequence[Batch]) -> bool:
@@ -95,6 +109,8 @@ def _fold_constant(model: nn.Module, name: str, reader: str, batches: Sequence[B
         constant &= value == 0
     else:
         following.bias.add_(following.weight @ (value * constant))
-    columns = following[0] if isinstance(following, LowRankLinear) else following
-    columns.weight[:, constant] = 0
+    for columns in _linear_parts(following, last=False):
+        columns.weight[:, constant] = 0
+    if isinstance(following, SparseFactors):
+        following.clear_unused()
     return bool(constant.any())

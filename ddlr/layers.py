@@ -10,6 +10,7 @@ from ddlr.index_sets import IndexSet, pick
 from ddlr.pivoting import choose_pivots
 from ddlr.sparse_layers import SparseLinear
 from ddlr.stored_form import StoredForm, empty_weights_allowed, store_linear
+from ddlr.two_part_forms import TWO_PART_FORMS, SparseFactors, SparsePlusLowRank
 from ddlr.untouched import random_state_kept
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "PivotedLinear",
     "SelectedLinear",
     "SeparableLinear",
+    "SparseFactors",
     "SparseLinear",
+    "SparsePlusLowRank",
     "factorise",
     "numerical_rank",
     "replace_layer",
@@ -256,7 +259,14 @@ def columns_by_rows(weight: Tensor, kernel: tuple[int, int, int]) -> Tensor:
 
 
 # What a compressed layer may be; an `nn.Linear` besides.
-FORMS = (LowRankLinear, PivotedLinear, SelectedLinear, SeparableLinear, SparseLinear)
+FORMS = (
+    LowRankLinear,
+    PivotedLinear,
+    SelectedLinear,
+    SeparableLinear,
+    SparseLinear,
+    *TWO_PART_FORMS,
+)
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:

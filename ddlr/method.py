@@ -69,14 +69,18 @@ class Method:
         `ddlr.solve_low_rank`. `warm_start` is the original weight and bias.
     store : callable
         ``(weight, bias)`` of a whole layer to the module that takes its place, or None where that
-        would not be smaller than the original.
+        would not be smaller than the original. Of a method with `parts` also these, by name, where
+        the solution has them.
     options : mapping
         Keyword arguments of `solver`, with their values.
     refit : callable, optional
-        ``(problem, solved, **refit_options)`` to a better weight and bias of the same size: the
-        refit "layer".
+        ``(problem, solved, **refit_options)`` to a better weight and bias of the same size, and to
+        their parts where the method has such: the refit "layer".
     refit_options : mapping
         Keyword arguments of `refit`, with their values.
+    parts : mapping of str to tuple of bool
+        The names of `SolverResult.parts`, and of each whether its rows are the layer's outputs, and
+        its columns the layer's inputs.
     on_compressed_inputs : mapping
         Options that are replaced in cascade order behind a compressed layer.
     orders : tuple of str
@@ -98,10 +102,11 @@ class Method:
 
     name: str
     solver: Callable[..., SolverResult]
-    store: Callable[[Tensor, Tensor], nn.Module | None]
+    store: Callable[..., nn.Module | None]
     options: Mapping[str, object] = field(default_factory=dict)
-    refit: Callable[..., tuple[Tensor, Tensor]] | None = None
+    refit: Callable[..., tuple] | None = None
     refit_options: Mapping[str, object] = field(default_factory=dict)
+    parts: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)
     on_compressed_inputs: Mapping[str, object] = field(default_factory=dict)
     orders: tuple[str, ...] = ORDERS
     drops_unread: bool = False
@@ -218,6 +223,11 @@ def refit_problem(
 
 def _refitted(refit: Callable, problem: LayerProblem, solved: SolverResult, **options):
     started = time.perf_counter()
-    weight, bias = refit(problem, solved, **options)
-    seconds = solved.seconds + time.perf_counter() - started
-    return dataclasses.replace(solved, weight=weight, bias=bias, seconds=seconds)
+    weight, bias, *parts = refit(problem, solved, **options)
+    return dataclasses.replace(
+        solved,
+        weight=weight,
+        bias=bias,
+        parts=parts[0] if parts else None,
+        seconds=solved.seconds + time.perf_counter() - started,
+    )

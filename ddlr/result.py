@@ -61,6 +61,9 @@ class SolverResult:
         Dual variable of the output constraint; `ddlr.certify` repairs and scales it. Empty where
         no norm was minimised.
     seconds : float
+    parts : mapping of str to Tensor, optional
+        What `weight` is made of, such as the terms of a sum, where a layer is stored by them; see
+        `ddlr.Method.parts`.
     """
 
     weight: Tensor
@@ -74,6 +77,7 @@ class SolverResult:
     dual: Tensor
     seconds: float
     shortfall: float = math.nan
+    parts: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,10 @@ class LayerReport:
     in_features, out_features : int
     activation : {"relu", "none"}
         What follows the layer, as far as the bound is concerned.
-    form : {"low_rank", "separable", "sparse", "dense"}
-        How the layer is stored. "separable" is two convolutions, k x 1 and 1 x k. "dense" is the
-        original weight: no smaller form was found.
+    form : {"low_rank", "separable", "sparse", "sparse_low_rank", "sparse_factors", "dense"}
+        How the layer is stored. "separable" is two convolutions, k x 1 and 1 x k;
+        "sparse_low_rank" a sum, "sparse_factors" a product. "dense" is the original weight: no
+        smaller form was found.
     rank : int
         Numerical rank of the stored weight.
     nonzeros : int

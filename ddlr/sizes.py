@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ddlr.index_sets import index_bytes, set_bytes
 from ddlr.layers import SeparableLinear
+from ddlr.two_part_forms import TWO_PART_FORMS, SparseFactors
 
 BYTES_PER_VALUE = 4
 
@@ -33,7 +34,7 @@ class LayerSize:
 
     Attributes
     ----------
-    form : {"low_rank", "separable", "sparse", "dense"}
+    form : {"low_rank", "separable", "sparse", "sparse_low_rank", "sparse_factors", "dense"}
     parameters : int
         Rows and columns that are zero are removed, not counted. Of the others:
 
@@ -41,6 +42,7 @@ class LayerSize:
           of the dense layer where the rank is full on them;
         - separable: terms * (in_channels * height + rows * width), see `separable_stored`;
         - sparse: nonzero entries;
+        - sparse_low_rank and sparse_factors: those of both parts, each as it is stored by itself;
         - dense: all entries.
     bytes : int
         4 bytes per value, and the positions of the values, in the smallest of these formats:
@@ -50,6 +52,7 @@ class LayerSize:
         - separable: the arrays of both convolutions;
         - sparse: values and a bitmap of one bit per position; values, column indices and row
           pointers (CSR); or a dense array;
+        - sparse_low_rank and sparse_factors: those of both parts;
         - dense: an array.
 
         Each is on the rows and columns that are not zero, which are named, or on all of them. Rows
@@ -67,6 +70,13 @@ def layer_size(layer: nn.Module) -> LayerSize:
 
     A layer that is not low-rank is sparse if it has zeros other than whole rows and columns.
     """
+    if isinstance(layer, TWO_PART_FORMS):
+        sizes = [layer_size(part) for part in layer.parts]
+        return LayerSize(
+            "sparse_factors" if isinstance(layer, SparseFactors) else "sparse_low_rank",
+            sum(size.parameters for size in sizes),
+            sum(size.bytes for size in sizes),
+        )
     stored = layer.weight != 0
     if isinstance(layer, SeparableLinear):
         return _separable_size(layer, stored)

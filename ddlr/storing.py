@@ -1,5 +1,8 @@
 """What takes the place of a layer that was solved."""
 
+import dataclasses
+
+import torch
 from torch import Tensor, nn
 
 from ddlr.captured import CapturedLayer
@@ -28,9 +31,9 @@ def stored(
     like = next(original.parameters())
     layer = None
     if solved is not None:
-        bias = embedded(solved.bias[:, None], live_out)[:, 0]
-        store = captured.method_of(method).store
-        layer = store(embedded(solved.weight, live_out, live_in), bias)
+        method = captured.method_of(method)
+        full = on_all_features(solved, method, live_out, live_in)
+        layer = method.store(full.weight, full.bias, **(full.parts or {}))
     whole = as_it_is(original, captured)
     if layer is not None and not _is_larger(layer, original):
         layer = layer.to(like)
@@ -64,6 +67,46 @@ def as_it_is(original: nn.Module, captured: CapturedLayer) -> nn.Module:
 def _whole(original: nn.Module, captured: CapturedLayer) -> nn.Linear:
     bias = None if kind_of(original).bias(original) is None else captured.bias
     return store_linear(captured.weight, bias).to(next(original.parameters()))
+
+
+def on_all_features(
+    solved: SolverResult, method: Method, live_out: Tensor, live_in: Tensor
+) -> SolverResult:
+    """A solution with the outputs and inputs that were removed, for which its weights are zero."""
+    parts = solved.parts and {
+        name: embedded(part, *_sides(part, method.parts[name], live_out, live_in))
+        for name, part in solved.parts.items()
+    }
+    return dataclasses.replace(
+        solved,
+        weight=embedded(solved.weight, live_out, live_in),
+        bias=embedded(solved.bias[:, None], live_out)[:, 0],
+        parts=parts,
+    )
+
+
+def on_live_features(
+    full: SolverResult, method: Method, live_out: Tensor, live_in: Tensor
+) -> SolverResult:
+    """A solution without some outputs and inputs: the inverse of `on_all_features`."""
+    parts = full.parts
+    if parts is not None:
+        sides = {
+            name: _sides(part, method.parts[name], live_out, live_in)
+            for name, part in parts.items()
+        }
+        parts = {name: parts[name][rows][:, columns] for name, (rows, columns) in sides.items()}
+    return dataclasses.replace(
+        full, weight=full.weight[live_out][:, live_in], bias=full.bias[live_out], parts=parts
+    )
+
+
+def _sides(
+    part: Tensor, is_side: tuple[bool, bool], live_out: Tensor, live_in: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which rows and columns of a part are there, of all that a layer has."""
+    rows, columns = (torch.ones(side, dtype=torch.bool, device=part.device) for side in part.shape)
+    return live_out if is_side[0] else rows, live_in if is_side[1] else columns
 
 
 def embedded(block: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:

@@ -31,6 +31,7 @@ from ddlr.layers import (
     replace_layer,
 )
 from ddlr.plain_modules import made_plain, plain_arguments
+from ddlr.two_part_forms import SparseFactors, SparsePlusLowRank
 from ddlr.untouched import random_state_kept
 
 # Of a layer in a file; beyond, the file is taken to be damaged.
@@ -120,6 +121,14 @@ def _make_selected(
     return SelectedLinear(made(layer), *kept, torch.empty(out_features) if whole_bias else None)
 
 
+def _parts_arguments(layer: SparsePlusLowRank | SparseFactors) -> dict[str, Any]:
+    return {name: entry_of(part) for name, part in layer.named_children()}
+
+
+def _with_parts(form: type[nn.Module], **parts: Entry) -> nn.Module:
+    return form(**{name: made(part) for name, part in parts.items()})
+
+
 # Classes whose modules compression replaces by others of the same class, which have a bias.
 _COMPRESSED = ("Linear", "Conv1d", "Conv2d")
 FORMS = {
@@ -139,6 +148,8 @@ FORMS = {
         ),
         Form(PivotedLinear, _pivoted_arguments, PivotedLinear),
         Form(SelectedLinear, _selected_arguments, _make_selected),
+        Form(SparsePlusLowRank, _parts_arguments, partial(_with_parts, SparsePlusLowRank)),
+        Form(SparseFactors, _parts_arguments, partial(_with_parts, SparseFactors)),
     )
 }
 

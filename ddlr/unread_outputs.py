@@ -13,6 +13,7 @@ from ddlr.hooks import is_sole_consumer
 from ddlr.identity import is_plain, shares_with
 from ddlr.layers import LowRankLinear
 from ddlr.result import SolverResult
+from ddlr.two_part_forms import TWO_PART_FORMS
 
 
 def used_inputs(layer: CapturedLayer, solved: SolverResult | None) -> Tensor:
@@ -55,4 +56,6 @@ def remove_unread(
 
 
 def _has_own_weights(layer: nn.Module) -> bool:
+    if isinstance(layer, TWO_PART_FORMS):
+        return all(_has_own_weights(part) for part in layer.parts)
     return isinstance(layer, LowRankLinear) or (isinstance(layer, nn.Linear) and is_plain(layer))

@@ -26,7 +26,7 @@ from ddlr.linear_maps import as_layer, kind_of
 from ddlr.measure import MeasuredLayer, measured_layer
 from ddlr.method import LayerProblem, Method, SolveCache, refit_problem, solve_problem
 from ddlr.result import CompressionResult, ConvergenceError, LayerReport, SolverResult
-from ddlr.storing import as_it_is, embedded, stored
+from ddlr.storing import as_it_is, on_all_features, on_live_features, stored
 from ddlr.unread_outputs import adjacent_layers, remove_unread, used_inputs
 
 log = logging.getLogger(__name__)
@@ -284,12 +284,11 @@ def _refit_behind(
     settings: WalkSettings,
 ) -> SolverResult:
     """A layer's solution refitted, in its size, to what compressed layers give it."""
-    weight = embedded(solved.weight, layer.live_out, layer.live_in)
-    bias = embedded(solved.bias[:, None], layer.live_out)[:, 0]
-    live_in, live_out = behind.live_in, behind.live_out
-    begun = dataclasses.replace(solved, weight=weight[live_out][:, live_in], bias=bias[live_out])
+    method = behind.method_of(method)
+    full = on_all_features(solved, method, layer.live_out, layer.live_in)
+    begun = on_live_features(full, method, behind.live_out, behind.live_in)
     problem = behind.problem(1.0, original_inputs=False)
-    return refit_problem(behind.method_of(method), problem, begun, cache=settings.solve_cache)
+    return refit_problem(method, problem, begun, cache=settings.solve_cache)
 
 
 def _solve_side_by_side(

@@ -1,7 +1,8 @@
 """The smallest budget of a method, such as a number of nonzeros, that keeps a layer's promise."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,12 +15,19 @@ from ddlr.result import SolverResult, SolverStatus
 RESOLUTION = 1.01
 
 
+@dataclass(frozen=True)
+class Fitted(WarmStart):
+    """A weight and bias with what the weight is made of, see `ddlr.SolverResult`."""
+
+    parts: Mapping[str, Tensor] | None = None
+
+
 def smallest_within(
     fit: Callable[[int], WarmStart],
     largest: int,
     inputs: CentredInputs,
     outputs: OutputSet,
-    start: WarmStart,
+    start: WarmStart | SolverResult,
 ) -> SolverResult:
     """The layer of the smallest budget, up to one per cent, whose outputs are within the radius.
 
@@ -29,14 +37,14 @@ def smallest_within(
     Parameters
     ----------
     fit : callable
-        A budget, from 1 to `largest`, to a weight and bias for all inputs.
+        A budget, from 1 to `largest`, to a weight and bias for all inputs, maybe with parts.
     largest : int
         The budget of the start.
     inputs : CentredInputs
     outputs : OutputSet
         Has the radius.
     start : WarmStart
-        Weight and bias of the original layer.
+        Weight and bias of the original layer, or of one that is known to be within the radius.
 
     Returns
     -------
@@ -72,4 +80,38 @@ def smallest_within(
         violation=outputs.violation(torch.addmm(best.bias, inputs.inputs, best.weight.T)),
         dual=best.weight.new_empty(0),
         seconds=time.perf_counter() - began,
+        parts=getattr(best, "parts", None),
     )
+
+
+def smallest_of_several(
+    fits: Sequence[Callable[[int], WarmStart]],
+    largest: int,
+    inputs: CentredInputs,
+    outputs: OutputSet,
+    start: WarmStart | SolverResult,
+) -> SolverResult:
+    """The smallest that `smallest_within` finds by several ways to spend a budget.
+
+    A way is searched only if it is within the radius at a budget one per cent below the smallest
+    of the ways before it.
+
+    Parameters are those of `smallest_within`, with `fits` in the place of `fit`.
+    """
+    best = smallest_within(fits[0], largest, inputs, outputs, start)
+    for fit in fits[1:]:
+        below = int(best.objective / RESOLUTION)
+        if below < 1:
+            return best
+        tried = fit(below)
+        produced = torch.addmm(tried.bias, inputs.inputs, tried.weight.T)
+        found, fitted = best, 1
+        if outputs.violation(produced) == 0:
+            found = smallest_within(fit, below, inputs, outputs, tried)
+            fitted += found.iterations
+        best = replace(
+            found,
+            iterations=best.iterations + fitted,
+            seconds=best.seconds + (found.seconds if found is not best else 0.0),
+        )
+    return best

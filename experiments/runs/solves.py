@@ -17,6 +17,7 @@ from experiments.runs.storage import entry_lock, entry_path, load_tensors, store
 # To be raised when the content of an entry, or how it is computed, changes.
 _FORMAT = 6
 _TENSORS = ("weight", "bias")
+_PART = "part "  # before the name of each of `SolverResult.parts`
 _NUMBERS = (
     "objective",
     "lower_bound",
@@ -70,6 +71,12 @@ def load_solve(path: Path, device: torch.device) -> SolverResult | None:
         status=SolverStatus(about["status"]),
         iterations=int(about["iterations"]),
         dual=tensors["weight"].new_empty(0),
+        parts={
+            name.removeprefix(_PART): part
+            for name, part in tensors.items()
+            if name.startswith(_PART)
+        }
+        or None,
     )
 
 
@@ -77,7 +84,9 @@ def store_solve(path: Path, solved: SolverResult, limit_gib: float) -> None:
     """Keep a solve, up to the limit of the cache."""
     about = {name: float(getattr(solved, name)).hex() for name in _NUMBERS}
     about |= {"status": solved.status.value, "iterations": str(solved.iterations)}
-    store_tensors(path, {name: getattr(solved, name) for name in _TENSORS}, about, limit_gib)
+    tensors = {name: getattr(solved, name) for name in _TENSORS}
+    tensors |= {f"{_PART}{name}": part for name, part in (solved.parts or {}).items()}
+    store_tensors(path, tensors, about, limit_gib)
 
 
 class _Content:
@@ -106,7 +115,8 @@ class _Content:
         if isinstance(value, Tensor):
             return self._of_tensor(value)
         if isinstance(value, SolverResult):  # a refit depends on these alone
-            return [value.status.value, self.of(value.weight), self.of(value.bias)]
+            parts = [] if value.parts is None else [self.of(value.parts)]
+            return [value.status.value, self.of(value.weight), self.of(value.bias), *parts]
         if is_dataclass(value):
             return {field.name: self.of(getattr(value, field.name)) for field in fields(value)}
         if isinstance(value, Mapping):

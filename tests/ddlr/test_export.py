@@ -11,7 +11,15 @@ from torch import nn
 
 import ddlr
 import nettrim
-from ddlr import LowRankLinear, PivotedLinear, SelectedLinear, SparseLinear, export
+from ddlr import (
+    LowRankLinear,
+    PivotedLinear,
+    SelectedLinear,
+    SparseFactors,
+    SparseLinear,
+    SparsePlusLowRank,
+    export,
+)
 
 
 def run(path, **inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -39,6 +47,13 @@ def sparse(in_features: int, out_features: int) -> SparseLinear:
     return SparseLinear.from_weight(weight, torch.arange(float(out_features)))
 
 
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight[torch.rand(layer.weight.shape, generator=generator) < 0.7] = 0
+    return layer
+
+
 # Indices of one byte and of two.
 FORMS = {
     "low rank": LowRankLinear(20, 30, 4),
@@ -47,6 +62,10 @@ FORMS = {
     "sparse": sparse(20, 30),
     "selected": selected(nn.Linear(11, 9, bias=False), 20, 30),
     "selected low rank": selected(LowRankLinear(40, 30, 4), 300, 400),
+    "sum": SparsePlusLowRank(zeroed(nn.Linear(20, 30, bias=False)), LowRankLinear(20, 30, 4)),
+    "sum that runs sparse": SparsePlusLowRank(sparse(20, 30), PivotedLinear(20, 30, 4)),
+    "factors": SparseFactors(zeroed(nn.Linear(20, 9, bias=False)), zeroed(nn.Linear(9, 30))),
+    "factors that run sparse": SparseFactors(sparse(20, 9), sparse(9, 30)),
 }
 
 
@@ -84,7 +103,8 @@ def test_every_form_is_traced_and_compiled(form, inputs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.trace(form, inputs[:2])
-    whole = not isinstance(form[0], SparseLinear)  # its product is none that is compiled
+    # Whose product is none that is compiled.
+    whole = not any(isinstance(each, SparseLinear) for each in form.modules())
     compiled = torch.compile(form, backend="aot_eager", fullgraph=whole)
     for run_form in (traced, compiled):
         assert torch.allclose(run_form(inputs), form(inputs), atol=1e-6)

@@ -46,6 +46,13 @@ NETWORKS = {
     "pivoted without bias": nn.Sequential(ddlr.PivotedLinear(4, 6, 2, bias=False), nn.ReLU()),
     "selected": nn.Sequential(selected(nn.Linear(2, 3, bias=False)), nn.ReLU()),
     "selected low rank": nn.Sequential(selected(LowRankLinear(2, 3, 1)), nn.ReLU()),
+    "sum": nn.Sequential(
+        ddlr.SparsePlusLowRank(nn.Linear(4, 6, bias=False), LowRankLinear(4, 6, 2)), nn.ReLU()
+    ),
+    "sum of a selection": nn.Sequential(
+        ddlr.SparsePlusLowRank(selected(nn.Linear(2, 3, bias=False)), ddlr.PivotedLinear(4, 6, 2))
+    ),
+    "factors": ddlr.SparseFactors(nn.Linear(4, 3, bias=False), nn.Linear(3, 6)),
     "nested": nn.Sequential(nn.Sequential(LowRankLinear(4, 6, 2)), nn.Tanh()),
     "low-rank convolution": nn.Sequential(
         LowRankConvolution(3, 8, 2, (3, 5), stride=(2, 1), padding=(1, 0), padding_mode="reflect"),

@@ -67,6 +67,25 @@ def test_an_equal_call_is_answered_bit_for_bit_without_the_dual(tmp_path, solver
             assert repr(getattr(first, field.name)) == repr(getattr(second, field.name))
 
 
+def test_a_solution_keeps_its_parts_and_a_refit_depends_on_them(tmp_path):
+    cache, weight, asked = DiskSolveCache(tmp_path, limit_gib=1), torch.arange(6.0), []
+
+    def solve(scale: float) -> SolverResult:
+        return dataclasses.replace(result(weight[None]), parts={"left": scale * weight})
+
+    def refit(solved: SolverResult) -> SolverResult:
+        asked.append(solved)
+        return solved
+
+    solved = [cache(solve, scale) for scale in (1.0, 1.0, 2.0)]
+    assert [each.parts["left"].tolist() for each in solved] == [
+        (scale * weight).tolist() for scale in (1.0, 1.0, 2.0)
+    ]
+    for each in solved:
+        cache(refit, each)
+    assert len(asked) == 2
+
+
 def test_another_call_is_another_entry(tmp_path, solver, calls):
     cache = DiskSolveCache(tmp_path, limit_gib=1)
     nudged = PROBLEM.inputs.clone()
