@@ -105,6 +105,7 @@ def test_every_form_is_traced_and_compiled(form, inputs):
         traced = torch.jit.trace(form, inputs[:2])
     # Whose product is none that is compiled.
     whole = not any(isinstance(each, SparseLinear) for each in form.modules())
+    torch._dynamo.reset()  # what other tests compiled, or were refused, counts no more
     compiled = torch.compile(form, backend="aot_eager", fullgraph=whole)
     for run_form in (traced, compiled):
         assert torch.allclose(run_form(inputs), form(inputs), atol=1e-6)
