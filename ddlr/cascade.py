@@ -109,9 +109,10 @@ class Behind:
         while self._waiting[0].name != name:
             self._waiting.pop(0)
         if name not in self._known:
-            inputs = self._waiting[0].inputs
-            alike = [layer for layer in self._waiting if layer.inputs is inputs]
-            self._known = self._seen(compressed, alike)
+            first, *others = self._waiting
+            alike = [each for each in others if each.inputs is first.inputs]
+            alike = [each for each in alike if each.name not in self._in_sums]
+            self._known = self._seen(compressed, [first, *alike])
         return self._known.pop(name)
 
     def _seen(self, compressed: nn.Module, layers: Sequence[CapturedLayer]) -> dict:
@@ -130,16 +131,21 @@ class Behind:
                 continue
             route = routes.to(layer.name)
             if len(inputs) != len(layer.inputs) or layer.route not in (None, route):
-                raise ValueError(
-                    f"layer {layer.name!r} is given other samples, or in another order, once "
-                    "layers before it are compressed (as in a mixture of experts); use "
-                    "order='parallel'"
-                )
+                raise _other_samples(layer.name)
             seen[layer.name] = dataclasses.replace(layer, inputs=inputs, shared=shared)
         if in_sum is not None:
             _, _, before = _see(self._model, [], self._batches, in_sum)
-            seen[first.name] = _with_targets_moved(seen[first.name], before - addends)
+            if addends is None or addends.shape != before.shape:
+                raise _other_samples(in_sum)
+            seen[in_sum] = _with_targets_moved(seen[in_sum], before - addends)
         return seen
+
+
+def _other_samples(name: str) -> ValueError:
+    return ValueError(
+        f"layer {name!r} is given other samples, or in another order, once layers before it are "
+        "compressed (as in a mixture of experts); use order='parallel'"
+    )
 
 
 def _with_targets_moved(layer: CapturedLayer, change: Tensor) -> CapturedLayer:

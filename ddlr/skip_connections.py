@@ -34,7 +34,10 @@ class _Reads(TorchDispatchMode):
                 name for name, output in self.outputs.items() if any(x is output for x in given)
             ]
             for name in read:
-                self._on_read(name, _addend(self.outputs[name], operation, args, kwargs))
+                output = self.outputs[name]
+                self._on_read(name, _addend(output, operation, args, kwargs))
+                if operation._schema.name == "aten::add_" and args[0] is output:
+                    self.outputs.pop(name, None)  # from now on it is the sum
         return operation(*args, **kwargs)
 
 
@@ -113,9 +116,9 @@ class Addends:
             self._batch, self._noting.outputs = None, {}
 
     @property
-    def rows(self) -> Tensor:
-        """Shape (samples, out_features)."""
-        return torch.cat(self._parts)
+    def rows(self) -> Tensor | None:
+        """Shape (samples, out_features); None where no pass came to a sum."""
+        return torch.cat(self._parts) if self._parts else None
 
     def _on_output(self, layer, _arguments, output) -> None:
         with _disable_current_modes():

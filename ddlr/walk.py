@@ -150,7 +150,8 @@ def compress_layers(
         if bound and behind is not None:
             whole, layer = layer, behind.layer(compressed, layer.name)
             if settings.keeps_sizes:
-                result = _refit_behind(method, whole, layer, _unfinished(result), settings)
+                found = _checked(layer.name, result, settings.raise_on_failure)
+                result = _refit_behind(method, whole, layer, found, settings)
             bound = bound_behind(layer, bound, settings.cascade_bound, result)
             if not settings.keeps_sizes:
                 result = _solve(method, layer, bound, settings, original_inputs=False)

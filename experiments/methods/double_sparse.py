@@ -21,7 +21,12 @@ from ddlr.quadratic import OutputQuadratic
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import SolverResult
 from experiments.methods.budgets import Fitted, smallest_of_several
-from experiments.methods.fixed_structure import largest_entries, minimise_on_support, refit_parts
+from experiments.methods.fixed_structure import (
+    QuadraticFits,
+    largest_entries,
+    minimise_on_support,
+    refit_parts,
+)
 
 # Of the nonzeros, how many go to the square factor. The one that is the best most often first.
 _SQUARE_SHARES = (0.25, 0.4, 0.1)
@@ -90,7 +95,7 @@ def solve_double_sparse(
 
 
 @dataclass(frozen=True)
-class FactorFits:
+class FactorFits(QuadraticFits):
     """Products of two sparse matrices that are fitted to a layer's outputs.
 
         minimise ||Xc (A B)t - Tc||_F^2 + penalty * ||A B - W0||_F^2
@@ -99,36 +104,11 @@ class FactorFits:
     by some steps of ADMM on one factor and then the other, in turn, from the identity as the square
     factor. Each factor is scaled so that the quadratic has a diagonal of ones, and is held where it
     was the more the later. Then both are fitted in turn on their supports.
-
-    Attributes
-    ----------
-    quadratic : OutputQuadratic
-    dtype : torch.dtype
-        In which to compute.
     """
-
-    quadratic: OutputQuadratic
-    dtype: torch.dtype
-
-    @cached_property
-    def gram(self) -> Tensor:
-        return self.quadratic.gram.to(self.dtype)
 
     @cached_property
     def cross(self) -> Tensor:
         return self.quadratic.cross.to(self.dtype)
-
-    @cached_property
-    def norms(self) -> Tensor:
-        """Those of the inputs, ridge included, shape (in_features,)."""
-        return self.gram.diagonal().sqrt()
-
-    @cached_property
-    def scaled_eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of the Gram matrix of scaled inputs."""
-        norms = self.quadratic.gram.diagonal().sqrt()
-        values, vectors = torch.linalg.eigh(self.quadratic.gram / norms / norms[:, None])
-        return values.to(self.dtype), vectors.to(self.dtype)
 
     def of_size(self, budget: int, square_share: float) -> Fitted:
         """The product of so many nonzeros, a share of them in the square factor."""

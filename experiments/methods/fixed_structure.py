@@ -3,6 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +18,37 @@ from experiments.methods.budgets import Fitted
 
 _REFIT_STEPS = 100
 _REFIT_TOLERANCE = 1e-3  # of the loss, in ten steps
+
+
+@dataclass(frozen=True)
+class QuadraticFits:
+    """What fits of a structure to a layer's outputs have in common.
+
+    Attributes
+    ----------
+    quadratic : OutputQuadratic
+    dtype : torch.dtype
+        In which to compute.
+    """
+
+    quadratic: OutputQuadratic
+    dtype: torch.dtype
+
+    @cached_property
+    def gram(self) -> Tensor:
+        return self.quadratic.gram.to(self.dtype)
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Those of the inputs, ridge included, shape (in_features,)."""
+        return self.gram.diagonal().sqrt()
+
+    @cached_property
+    def scaled_eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of the Gram matrix of scaled inputs."""
+        norms = self.quadratic.gram.diagonal().sqrt()
+        values, vectors = torch.linalg.eigh(self.quadratic.gram / norms / norms[:, None])
+        return values.to(self.dtype), vectors.to(self.dtype)
 
 
 def largest_entries(matrix: Tensor, number: int) -> Tensor:

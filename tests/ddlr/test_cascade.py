@@ -1,6 +1,7 @@
 """Layers behind compressed ones: sizes as on the original activations, sums of skip connections."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -85,36 +86,114 @@ def test_other_operations_are_no_skip_connections(combine):
     assert layers_in_sums(Combined(), ["layer"], batches) == frozenset()
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_the_targets_behind_make_up_for_the_skip_connection(block, tokens, in_place):
-    if in_place:
-        block.down.register_forward_hook(lambda _layer, _inputs, output: output)
-        forward = lambda self, x: self.head(  # noqa: E731
-            self.down(functional.gelu(self.up(x))).add_(x)
-        )
-        block.forward = forward.__get__(block)
-    layers = [name for name in TOKENS if not in_place or name in ("up", "down")]
-    captured = ddlr.capture_layers(block, tokens, layers=layers)
-    compressed = copy.deepcopy(block)
-    compressed.up.weight.data *= 0.9
-    compressed.value.weight.data *= 0.9
-    if in_place:
-        compressed.forward = forward.__get__(compressed)
+class Residual(nn.Module):
+    """Two blocks whose layers `second` and `last` are added to what goes past them."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.add = add
+        self.first, self.second, self.up, self.last = (nn.Linear(16, 16) for _ in range(4))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.add(self.second(functional.gelu(self.first(tokens))), tokens)
+        return self.head(self.add(self.last(functional.gelu(self.up(tokens))), tokens))
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda output, skip: output + skip,
+        lambda output, skip: skip + output,
+        lambda output, skip: output.add_(skip),
+        lambda output, skip: skip.clone().add_(output),
+    ],
+    ids=["output first", "skip first", "in place", "into the skip"],
+)
+def test_the_targets_behind_make_up_for_the_skip_connection(add, tokens):
+    torch.manual_seed(0)
+    model = Residual(add).eval()
+    captured = ddlr.capture_layers(model, tokens, layers=["first", "second", "up", "last"])
+    compressed = copy.deepcopy(model)
+    compressed.second.weight.data *= -3
 
     def sums(model: nn.Module) -> tuple[Tensor, Tensor]:
-        """What reads the layer `down` reads, and the layer's outputs."""
-        with torch.no_grad(), capture(model, ["down", "head"], decide=False) as records:
+        """What reads the layer `last` reads, and the layer's outputs."""
+        with torch.no_grad(), capture(model, ["last", "head"], decide=False) as records:
             model(tokens)
-        return records["head"].inputs, records["down"].outputs
+        return records["head"].inputs, records["last"].outputs
 
-    behind = Behind(block, captured.layers[1:], captured.batches, made_up=True)
-    layer = behind.layer(compressed, "down")
-    wanted, _ = sums(block)
+    behind = Behind(model, captured.layers[1:], captured.batches, made_up=True)
+    layer = behind.layer(compressed, "last")
+    wanted, _ = sums(model)
     present, added = sums(compressed)
+    assert (wanted - present).norm() > 0.1 * wanted.norm()
     torch.testing.assert_close(layer.targets, wanted - (present - added), atol=1e-5, rtol=1e-5)
-    plain = Behind(block, captured.layers[1:], captured.batches).layer(compressed, "down")
+    plain = Behind(model, captured.layers[1:], captured.batches).layer(compressed, "last")
     assert torch.equal(plain.targets, captured.layers[-1].targets)
+    assert (plain.targets - layer.targets).norm() > 0.1 * plain.targets.norm()
     assert torch.equal(plain.inputs, layer.inputs)
+
+
+def test_each_of_two_layers_with_the_same_inputs_makes_up_for_its_own_sum(tokens):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.one, self.other = (nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x):
+            y = self.before(x)
+            return (self.one(x) + y) * (self.other(x) + y.tanh())
+
+    torch.manual_seed(0)
+    model = Branches()
+    captured = ddlr.capture_layers(model, tokens)
+    compressed = copy.deepcopy(model)
+    compressed.before.weight.data *= 0.8
+    behind = Behind(model, captured.layers[1:], captured.batches, made_up=True)
+    moved = [behind.layer(compressed, name).targets for name in ("one", "other")]
+    with torch.no_grad():
+        before, after = (each.before(tokens.flatten(0, 1)) for each in (model, compressed))
+    for change, targets, layer in zip(
+        (before - after, before.tanh() - after.tanh()), moved, captured.layers[1:], strict=True
+    ):
+        torch.testing.assert_close(targets - layer.targets, change, atol=1e-5, rtol=1e-5)
+
+
+def test_a_sum_that_is_gone_in_the_compressed_network_is_named(tokens):
+    class Switched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.adds = True
+
+        def forward(self, x):
+            y = self.one(x)
+            return self.last(y) + x if self.adds else self.last(y) * x
+
+    model = Switched()
+    captured = ddlr.capture_layers(model, tokens)
+    compressed = copy.deepcopy(model)
+    compressed.adds = False
+    behind = Behind(model, captured.layers[1:], captured.batches, made_up=True)
+    with pytest.raises(ValueError, match="layer 'last' is given other samples"):
+        behind.layer(compressed, "last")
+
+
+@pytest.mark.parametrize("door", [ddlr.compress, nettrim.prune])
+def test_a_solve_that_does_not_converge_raises_in_cascade_too(door, block, tokens):
+    given = {"relative_tolerance": {name: 0.0 for name in (*TOKENS, "head")}, "refit": "layer"}
+    # The first is easy: it is the second solve that fails.
+    given["relative_tolerance"] |= {"query": 1.0, "down": 0.05}
+    settings = ddlr.Settings(cascade_bound="reached", max_iterations=2)
+    with pytest.raises(ddlr.ConvergenceError, match="layer 'down'"):
+        door(block, tokens, order="cascade", settings=settings, **given)
+    told = dataclasses.replace(settings, raise_on_failure=False)
+    reports = {
+        each.name: each
+        for each in door(block, tokens, order="cascade", settings=told, **given).layers
+    }
+    assert reports["down"].status == "iteration_limit"
 
 
 def test_tokens_that_do_not_count_are_left_out_of_the_sums_too(block, tokens):
