@@ -25,15 +25,16 @@ from ddlr.stored_form import StoredForm, store_linear
 from ddlr.two_part_forms import TWO_PART_FORMS
 
 # A sparse layer runs in CSR where it keeps less than this share of its weights. How many times as
-# fast as `nn.Linear` that was on one busy CPU core, the median (least) of layers from 100 x 300 to
-# 4096 x 1024 at batch 1, 32 and 256:
+# fast as `nn.Linear` that is on one thread, the median (least) of layers from 300 x 100 to 1024 x
+# 4096 at batch 1, 32 and 256; made by `python -m experiments.benchmark parts=[sparse] threads=1`:
 #
 #     kept   batch 1        batch 32       batch 256
-#      2 %   2.3 (0.2)      5.0 (2.0)      5.9 (1.9)
-#     10 %   1.1 (0.7)      2.5 (1.0)      1.9 (1.2)
-#     15 %   1.0 (0.4)      2.2 (0.8)      1.4 (0.7)
-#     20 %   0.8 (0.4)      1.6 (1.0)      0.8 (0.4)
-#     30 %   0.6 (0.2)      0.9 (0.3)      0.6 (0.2)
+#      2 %   1.2 (0.2)      3.6 (0.6)      2.9 (1.2)
+#      5 %   1.1 (0.2)      2.3 (0.6)      1.7 (1.3)
+#     10 %   0.9 (0.2)      1.7 (0.6)      1.1 (0.8)
+#     15 %   0.6 (0.2)      1.3 (0.5)      0.7 (0.6)
+#     20 %   0.6 (0.3)      1.1 (0.4)      0.6 (0.5)
+#     30 %   0.5 (0.2)      0.8 (0.4)      0.4 (0.4)
 SPARSE_BELOW = 0.15
 
 
@@ -48,7 +49,8 @@ def compact(model: nn.Module, *, run_sparse: bool = True) -> nn.Module:
     - a layer of low rank is a `PivotedLinear`, of fewer weights than its factors, and a convolution
       a `PivotedConvolution`;
     - a layer that keeps less than 15 % of its weights is a `SparseLinear`, where that is smaller
-      than an array. Above that the product of a sparse matrix may be slower than a dense one;
+      than an array. Its product may be slower than the dense one, most of all for single samples
+      and above 5 % (`run_sparse=False` leaves it out);
     - weights of inputs and outputs that are left out are not stored: `SelectedLinear`;
     - the two parts of a `SparsePlusLowRank` or `SparseFactors` are treated so each by itself.
 
