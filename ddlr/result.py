@@ -61,6 +61,8 @@ class SolverResult:
         Dual variable of the output constraint; `ddlr.certify` repairs and scales it. Empty where
         no norm was minimised.
     seconds : float
+    parts : mapping of str to Tensor, optional
+        The matrices whose sum `weight` is, "low_rank" and "sparse", where a solver finds both.
     """
 
     weight: Tensor
@@ -74,6 +76,7 @@ class SolverResult:
     dual: Tensor
     seconds: float
     shortfall: float = math.nan
+    parts: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
