@@ -209,6 +209,21 @@ def test_the_dual_norm_is_the_largest_product_with_a_weight_of_norm_one(sparsity
     assert inside.abs().max() <= sparsity_weight * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("sparsity_weight", [0.1, 0.5])
+def test_one_penalty_suits_both_parts(sparsity_weight):
+    """Either part alone has the penalty of its own norm: one over a multiple of its mean term."""
+    norm, zero = low_rank_plus_sparse_norm(sparsity_weight), torch.zeros(6, 8, dtype=torch.float64)
+    low_rank = matrix(6, 2, 14) @ matrix(2, 8, 15)
+    sparse = matrix(6, 8, 16) * (matrix(6, 8, 17) > 1)
+    for part, alone, factor in (
+        (torch.cat([low_rank, zero], dim=1), torch.linalg.svdvals(low_rank)[:2], 1.0),
+        (torch.cat([zero, sparse], dim=1), sparse[sparse != 0].abs(), sparsity_weight),
+    ):
+        # The threshold is this factor over the penalty.
+        threshold = factor * norm.value(part) / norm.terms(part)
+        assert threshold == pytest.approx(alone.mean().item(), rel=1e-6)
+
+
 def test_a_planted_sum_is_recovered():
     """With ample samples and a small radius the weight is given, and so its parts are."""
     low_rank = matrix(30, 1, 8) @ matrix(1, 30, 9)
