@@ -33,6 +33,7 @@ class Splitting:
 
         minimise norm(W)   subject to   X Wt + 1 bt in `outputs`,   b free
 
+    (For a norm of several parts the weight is their sum, and the variable has them side by side.)
     A step takes the weight W from its governing variable by the proximal operator of the norm, the
     outputs Z from theirs by projection on the output set, and then couples both by a ridge
     regression. Governing variable minus variable, times the penalty, is the multiplier, so a
@@ -55,7 +56,7 @@ class Splitting:
 
     Attributes
     ----------
-    weight_governing : Tensor, shape (out_features, in_features)
+    weight_governing : Tensor, shape (out_features, norm.parts * in_features)
         In the coordinates of the inputs that the norm allows, principal ones for the nuclear norm.
     output_governing : Tensor, shape (samples, out_features)
     dual : Tensor, shape (samples, out_features)
@@ -91,7 +92,7 @@ class Splitting:
         else:
             weight, bias, dual = start
             weight = weight.to(centred)
-            bias = bias.to(centred) + weight @ inputs.mean
+            bias = bias.to(centred) + norm.weight_of(weight) @ inputs.mean
             weight = self.inputs.to_coordinates(weight).clone()
         size = norm.value(weight)
         self.weight_penalty = self._weight_penalty_for(weight)
@@ -99,12 +100,13 @@ class Splitting:
         targets_norm = torch.linalg.vector_norm(targets).item()
         self.output_penalty = self._output_penalty_for(size / targets_norm) or self.weight_penalty
         self.weight_governing = weight
-        self.output_governing = torch.addmm(bias, centred, weight.T)
+        self.output_governing = torch.addmm(bias, centred, norm.weight_of(weight).T)
         if dual is not None and dual.any():
             dual = dual.to(weight)
             self.output_penalty = self._output_penalty_for(torch.linalg.vector_norm(dual).item())
             self.output_governing.sub_(dual, alpha=1 / self.output_penalty)
-            self.weight_governing.add_(dual.T @ centred, alpha=1 / self.weight_penalty)
+            adjoint = (dual.T @ centred).repeat(1, norm.parts)
+            self.weight_governing.add_(adjoint, alpha=1 / self.weight_penalty)
         self.dual = torch.empty_like(targets)
         self._shrink_factor = self._measure_shrink_factor()
 
@@ -116,21 +118,23 @@ class Splitting:
         """
         centred, targets = self.inputs.centred, self.outputs.targets
         weight = self.norm.prox(self.weight_governing, 1 / self.weight_penalty)
-        cross, total = torch.zeros_like(weight), torch.zeros_like(targets[0])
+        cross = torch.zeros_like(self.norm.weight_of(weight))
+        total = torch.zeros_like(targets[0])
         for rows in self._blocks:
             reflected = self._reflected(rows)
             cross.addmm_(reflected.T, centred[rows])
             total += reflected.sum(dim=0)
         bias = total / len(targets) if self.free_bias else torch.zeros_like(total)
         ratio = self.output_penalty / self.weight_penalty
-        ridge = self.inputs.solve_ridge(2 * weight - self.weight_governing, cross, ratio)
+        ridge = self._solve_ridge(2 * weight - self.weight_governing, cross, ratio)
+        slopes = self.norm.weight_of(ridge).T
 
         # governing += relaxation * (fitted - Z), where Z = (reflected + governing) / 2.
         square = 0.0
         for rows in reversed(self._blocks):
             if rows is not self._blocks[-1]:  # whose reflection is at hand
                 reflected = self._reflected(rows)
-            fitted = torch.addmm(bias, centred[rows], ridge.T)
+            fitted = torch.addmm(bias, centred[rows], slopes)
             governing = self.output_governing[rows]
             governing.mul_(1 - _OVER_RELAXATION / 2)
             governing.add_(fitted, alpha=_OVER_RELAXATION)
@@ -144,7 +148,7 @@ class Splitting:
     def answer(self) -> tuple[Tensor, Tensor]:
         """The weight that the latest step took by the proximal operator, and its bias."""
         weight = self.inputs.from_coordinates(self._weight)
-        return weight, self._bias - self._weight @ self.inputs.mean
+        return weight, self._bias - self.norm.weight_of(self._weight) @ self.inputs.mean
 
     def rebalance(self, iteration: int, certificate: Certificate | None) -> None:
         """Move the penalties to where they serve, after a check of the latest step.
@@ -192,6 +196,15 @@ class Splitting:
         """Twice the projection of the output's governing variable, minus that variable."""
         return self.output_governing[rows].sub(self._displaced(rows), alpha=2)
 
+    def _solve_ridge(self, weight: Tensor, cross: Tensor, penalty: float) -> Tensor:
+        """The ridge regression on the sum of the parts, which take equal shares of its change."""
+        parts = self.norm.parts
+        if parts == 1:
+            return self.inputs.solve_ridge(weight, cross, penalty)
+        total = self.norm.weight_of(weight)
+        change = self.inputs.solve_ridge(total, cross, parts * penalty).sub_(total)
+        return weight + change.div_(parts).repeat(1, parts)
+
     def _least_squares(self) -> tuple[Tensor, Tensor]:
         """A ridge regression on the targets, light enough to leave all but the smallest directions.
 
@@ -200,8 +213,8 @@ class Splitting:
         centred, targets = self.inputs.centred, self.outputs.targets
         values, _ = self.inputs.eigen
         penalty = 1e3 / values[-1].item() if len(values) else 1.0
-        zero = targets.new_zeros(targets.shape[1], centred.shape[1])
-        weight = self.inputs.solve_ridge(zero, targets.T @ centred, penalty)
+        zero = targets.new_zeros(targets.shape[1], self.norm.parts * centred.shape[1])
+        weight = self._solve_ridge(zero, targets.T @ centred, penalty)
         mean = targets.mean(dim=0)
         return weight, mean if self.free_bias else torch.zeros_like(mean)
 

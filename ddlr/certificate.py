@@ -101,13 +101,13 @@ def certify(
 
     Parameters
     ----------
-    weight, bias : Tensor, shapes (out_features, in_features) and (out_features,)
+    weight, bias : Tensor, shapes (out_features, norm.parts * in_features) and (out_features,)
     dual, targets : Tensor, shape (samples, out_features)
     inputs : Tensor, shape (samples, in_features)
     radius : float
         Frobenius bound on the output error, in units of `targets`.
     norm : Norm
-        `NUCLEAR` or `L1` of `ddlr.proximal`.
+        Such as `NUCLEAR` or `L1` of `ddlr.proximal`.
     activation : {"relu", "none"}
     constraint : {"nettrim", "hinge"}
     free_bias : bool
@@ -139,7 +139,8 @@ def certify(
         dual, inputs, targets, radius, norm, activation, constraint, free_bias, dtype
     )
     objective = norm.value(weight)
-    deviation = _measure(weight, bias, inputs, targets, activation, dtype, dual)
+    fitted = norm.weight_of(weight)
+    deviation = _measure(fitted, bias, inputs, targets, activation, dtype, dual)
     violation, sign_violation = deviation.violations(targets, radius, constraint)
     size = objective or math.inf
     return Certificate(

@@ -25,6 +25,7 @@ class WarmStart:
     Attributes
     ----------
     weight : Tensor, shape (out_features, in_features)
+        For a norm of several parts, these side by side.
     bias : Tensor, shape (out_features,)
     dual : Tensor, shape (samples, out_features), optional
         The dual variable of the output constraint.
@@ -83,7 +84,7 @@ def minimise_norm(
     inputs = CentredInputs.of(inputs)
     check_problem(inputs.inputs, outputs.targets, tolerance, max_iterations)
     if warm_start is not None:
-        check_warm_start(warm_start, inputs.inputs, outputs.targets)
+        check_warm_start(warm_start, inputs.inputs, outputs.targets, norm.parts)
     program = _Program(norm, outputs, inputs, tolerance)
     trivial = _zero_weight(program) or _proven_start(program, warm_start)
     if trivial is not None:
@@ -146,7 +147,7 @@ class _Program:
     def is_feasible(self, weight: Tensor, bias: Tensor) -> bool:
         """Whether violations do not stand against the weight: the cheaper half of `certify`."""
         violation, sign_violation = measure_violations(
-            weight,
+            self.norm.weight_of(weight),
             bias,
             self.inputs.inputs,
             self.outputs.targets,
@@ -184,7 +185,8 @@ def _zero_weight(program: _Program) -> _Answer | None:
         bias = torch.zeros_like(bias)
     if outputs.violation(bias.expand_as(outputs.targets)) != 0:
         return None
-    weight = inputs.inputs.new_zeros(outputs.targets.shape[1], inputs.inputs.shape[1])
+    columns = program.norm.parts * inputs.inputs.shape[1]
+    weight = inputs.inputs.new_zeros(outputs.targets.shape[1], columns)
     certificate = program.certify(weight, bias, torch.zeros_like(outputs.targets))
     return _Answer(weight, bias, certificate, iterations=0)
 
@@ -250,10 +252,12 @@ def check_problem(inputs: Tensor, targets: Tensor, tolerance: float, max_iterati
         raise ValueError(f"max_iterations is {max_iterations}; it must be at least 1")
 
 
-def check_warm_start(start: WarmStart | SolverResult, inputs: Tensor, targets: Tensor) -> None:
+def check_warm_start(
+    start: WarmStart | SolverResult, inputs: Tensor, targets: Tensor, parts: int = 1
+) -> None:
     """Raise a ValueError that names the part of a start whose shape does not fit the problem."""
     shapes = {
-        "weight": (targets.shape[1], inputs.shape[1]),
+        "weight": (targets.shape[1], parts * inputs.shape[1]),
         "bias": (targets.shape[1],),
         "dual": tuple(targets.shape),
     }

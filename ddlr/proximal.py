@@ -71,17 +71,28 @@ class Norm:
         (matrix of the shape of a weight) to one value per row. Dividing each row by its value or
         more brings the matrix into the unit ball of the dual norm.
     terms : callable
-        (weight) to the number of nonzero terms that `value` sums.
+        (weight) to the number of nonzero terms that `value` sums, each counted with the square of
+        its factor.
     rotation_invariant : bool
         Whether norm(W Q) = norm(W) for every orthogonal Q.
+    parts : int
+        How many matrices, side by side, make the variable of `value`, `prox` and `terms`. The
+        weight is their sum, and its norm the least value of all such variables.
     """
 
     name: str
     value: Callable[[Tensor], float]
     prox: Callable[[Tensor, float], Tensor]
     dual_norm_by_row: Callable[[Tensor], Tensor]
-    terms: Callable[[Tensor], int]
+    terms: Callable[[Tensor], float]
     rotation_invariant: bool
+    parts: int = 1
+
+    def weight_of(self, variable: Tensor) -> Tensor:
+        """The weight, shape (out_features, in_features), that a variable stands for."""
+        if self.parts == 1:
+            return variable
+        return variable.unflatten(1, (self.parts, -1)).sum(dim=1)
 
 
 NUCLEAR = Norm(
