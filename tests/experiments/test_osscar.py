@@ -190,9 +190,12 @@ def test_promises_are_kept_and_layers_freed_from_what_is_not_read(order, refit, 
             read &= (stored[place + 1].weight != 0).any(dim=0)
         outputs = OutputSet(layer.targets[:, read], 0.0, layer.activation, "hinge")
         produced = (given @ here.weight.T + here.bias)[:, read]
-        error = (outputs.deviation(produced).norm() / layer.targets[:, read].norm()).item()
-        bound = 0.2 if order == "parallel" else max(0.2, report.relative_tolerance)
-        assert error <= bound * (1 + 1e-3)
+        error = outputs.deviation(produced).norm().item()
+        # In cascade the bound is on some outputs that then turn out to be read by nothing.
+        promised = layer.targets[:, read] if order == "parallel" else layer.targets
+        assert error <= report.relative_bound * promised.norm() * (1 + 1e-3)
+        assert report.relative_bound == 0.2 or order == "cascade"
+        assert report.violation <= 1e-3
     assert sum(report.outputs_dropped for report in result.layers) > 0
     assert sum(report.parameters_kept for report in result.layers) < 0.7 * captured.weights
 
