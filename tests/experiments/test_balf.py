@@ -145,12 +145,15 @@ def test_budgets_are_kept(order, fraction, network, captured):
     result = ddlr.compress_network(network, captured, method, goal=goal, order=order)
     kept = sum(report.parameters_kept for report in result.layers)
     assert result.goal.met and kept <= fraction * captured.weights
-    if order == "parallel":  # the very allocation of the knapsack
+    if order == "parallel":
         budget = int(fraction * captured.weights)
-        best = [each for each in frontier(options) if each.parameters <= budget][-1]
+        allocations = frontier(options)
         tolerances = {report.name: report.relative_tolerance for report in result.layers}
-        assert tolerances == pytest.approx(best.tolerances)
-        assert kept == best.parameters
+        [made] = [each for each in allocations if each.tolerances == pytest.approx(tolerances)]
+        # That of the knapsack, or one that fits since a layer left as it is has dead weights.
+        best = [each for each in allocations if each.parameters <= budget][-1]
+        assert made.divergence <= best.divergence
+        assert made == best or (0.0 in tolerances.values() and kept < made.parameters)
 
 
 # --- runs ------------------------------------------------------------------------------------
