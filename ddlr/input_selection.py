@@ -263,7 +263,7 @@ def _stages(
         return
     while len(kept):
         regressed, factor = _with_factor(inputs, gram, kept, start)
-        truncated, rank, within = _closed_form(inputs, outputs, kept, regressed, factor)
+        truncated, rank, within = truncate_on_inputs(inputs, outputs, kept, regressed, factor)
         size = fewest_stored(rank, len(kept), len(regressed.weight)) if within else math.inf
         if size == math.inf and fewest < math.inf:
             return
@@ -341,12 +341,24 @@ def _with_factor(
     return WarmStart(regressed.to(start.weight), start.bias + moved.to(start.bias)), factor
 
 
-def _closed_form(
+def truncate_on_inputs(
     inputs: CentredInputs, outputs: OutputSet, kept: Tensor, start: WarmStart, factor: Tensor
 ) -> tuple[WarmStart, int, bool]:
     """The lowest truncation within the radius in the metric of the inputs, its rank, and True.
 
     Where none is within the radius: the truncation of full rank, and False.
+
+    Parameters
+    ----------
+    inputs : CentredInputs
+        All of them.
+    outputs : OutputSet
+    kept : Tensor, shape (inputs kept,)
+        Indices.
+    start : WarmStart
+        What is truncated, of the inputs kept.
+    factor : Tensor, shape (inputs kept, inputs kept)
+        The Cholesky factor of their Gram matrix.
     """
     weight = start.weight
     left, _, _ = torch.linalg.svd(weight @ factor.to(weight), full_matrices=False)

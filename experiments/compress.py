@@ -26,6 +26,7 @@ from ddlr.allocate import layer_options
 from ddlr.goals import ON_HELD_OUT, TOLERANCES
 from ddlr.method import SolveCache
 from experiments.configuration import CONFIG_PATH, SettingError
+from experiments.methods.balf import energy_options
 from experiments.methods.configured import compress_as_configured, method_of, walk_of
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
 from experiments.runs.checks import check_settings
@@ -184,6 +185,8 @@ def network_goal(
     method = method_of(cfg.method)
     if method.one_tolerance:
         return goal  # which is refused
+    if cfg.goal.allocation == "energy":
+        return dataclasses.replace(goal, options=energy_options(prepared.captured))
     options = remembered_options(
         cfg,
         device,

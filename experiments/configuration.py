@@ -22,12 +22,16 @@ def cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
+# What a node `goal` has beside goals.
+_HOW_GOALS_ARE_SOUGHT = ("tolerances", "allocation")
+
+
 def given_goals(goal: Mapping | None) -> dict:
     """The goals of a config's node `goal` that are set, by their names."""
     return {
         name: wanted
         for name, wanted in (goal or {}).items()
-        if name != "tolerances" and wanted is not None
+        if name not in _HOW_GOALS_ARE_SOUGHT and wanted is not None
     }
 
 

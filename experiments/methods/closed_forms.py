@@ -91,16 +91,45 @@ def truncate_outputs(
     """
     started = time.perf_counter()
     outputs = OutputSet(targets, radius, activation, "hinge")
-    weight, bias = warm_start.weight, warm_start.bias
+    weight = warm_start.weight
+    terms = output_terms(inputs, weight, warm_start.bias)
+    left = terms.directions
+    rank = lowest_truncation(outputs, terms.mean, terms.scores, left.T)
+    truncated = left[:, :rank] @ (left[:, :rank].T @ weight)
+    shift = terms.mean - truncated @ inputs.mean
+    return _closed_form(inputs, outputs, truncated, shift, rank, started)
+
+
+@dataclass(frozen=True)
+class OutputTerms:
+    """The pre-activations of a layer as a sum of terms, the largest first.
+
+    They are ``mean + scores @ directions.T``; the first r terms are those of rank r.
+
+    Attributes
+    ----------
+    directions : Tensor, shape (out_features, terms)
+        Orthonormal columns: the left singular vectors of W G^(1/2).
+    values : Tensor, shape (terms,)
+        Its singular values, which are the norms of the scores' columns.
+    scores : Tensor, shape (samples, terms)
+    mean : Tensor, shape (out_features,)
+    """
+
+    directions: Tensor
+    values: Tensor
+    scores: Tensor
+    mean: Tensor
+
+
+def output_terms(inputs: CentredInputs, weight: Tensor, bias: Tensor) -> OutputTerms:
+    """The terms of the activation-aware singular value decomposition of a layer."""
     values, vectors = inputs.eigen
     # W G^(1/2), but for a rotation that its left singular vectors do not feel.
-    left, _, _ = torch.linalg.svd((weight @ vectors) * values.sqrt(), full_matrices=False)
-    mean = bias + weight @ inputs.mean
+    whitened = (weight @ vectors) * values.sqrt()
+    left, singular, _ = torch.linalg.svd(whitened, full_matrices=False)
     scores = inputs.centred @ (weight.T @ left)
-    rank = lowest_truncation(outputs, mean, scores, left.T)
-    truncated = left[:, :rank] @ (left[:, :rank].T @ weight)
-    shift = mean - truncated @ inputs.mean
-    return _closed_form(inputs, outputs, truncated, shift, rank, started)
+    return OutputTerms(left, singular, scores, bias + weight @ inputs.mean)
 
 
 # --- thresholds ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ddlr.constraints import CONSTRAINTS
 from ddlr.method import ORDERS, REFITS
 from experiments.configuration import SettingError, given_goals
 from experiments.data import TRAINING_SAMPLES, training_samples
+from experiments.methods.balf import ALLOCATIONS
 from experiments.runs.tracking import MODES, NAMES
 from experiments.runs.units import goal_of
 
@@ -101,6 +102,7 @@ SETTINGS = {
     "goal.max_accuracy_drop": number(0, 0.5).or_null(),
     "goal.min_agreement": number(0, 0.99, high=1).or_null(),
     "goal.tolerances": several(number(0, 0.1)).or_null(),
+    "goal.allocation": one_of(*ALLOCATIONS),
     "experiment_name": TEXT,
     "rerun": YES_OR_NO,
     "cache.enabled": YES_OR_NO,
@@ -163,6 +165,7 @@ def _check_goals(cfg: DictConfig) -> None:
             "goal.tolerances is given without a goal; set one, as goal.kept_fraction=0.1, or give "
             "method.relative_tolerance alone"
         )
+    _check_allocation(cfg, goals)
     if not goals:
         return
     name, wanted = goal_of(cfg)  # raises where there are several
@@ -172,6 +175,20 @@ def _check_goals(cfg: DictConfig) -> None:
         raise SettingError(
             f"{key} is {_shown(tolerance)} and goal.{name} is {_shown(wanted)}; give one of them, "
             "not both"
+        )
+
+
+def _check_allocation(cfg: DictConfig, goals: dict) -> None:
+    if cfg.goal.get("allocation") != "energy":
+        return
+    if not goals:
+        raise SettingError(
+            "goal.allocation is 'energy' without a goal; set one, as goal.kept_fraction=0.1"
+        )
+    if cfg.goal.get("tolerances") is not None:
+        raise SettingError(
+            "goal.tolerances is given, but goal.allocation is 'energy', which has its own; leave "
+            "one of them out"
         )
 
 

@@ -17,6 +17,7 @@ PARTIAL = ".partial"  # how the names of files end that are being written
 ONE_TOLERANCE = "relative_tolerance"  # the goal of a run that has no other
 USUAL_RIDGE = 1e-2  # of runs that do not say
 USUAL_CASCADE_BOUND = "tolerance"  # of runs that do not say
+USUAL_ALLOCATION = "measured"  # of goals that do not say
 _REPORTED_PACKAGES = ("torch", "numpy", "hydra-core", "pandas", "wandb")
 
 

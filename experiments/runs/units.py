@@ -21,6 +21,7 @@ from experiments.runs.checkpoints import checkpoint_path
 from experiments.runs.locking import holder, locked
 from experiments.runs.records import (
     ONE_TOLERANCE,
+    USUAL_ALLOCATION,
     USUAL_CASCADE_BOUND,
     USUAL_RIDGE,
     file_sha256,
@@ -173,8 +174,11 @@ def choices(cfg: DictConfig) -> dict:
     """What the run is, under the names of the tables' columns.
 
     A method whose config has no constraint is held to the bound in the sense of the hinge set.
+    A goal that is not allocated by measurements is named after what it is allocated by.
     """
     goal, wanted = goal_of(cfg)
+    allocation = (cfg.goal or {}).get("allocation", USUAL_ALLOCATION)
+    named = goal if allocation == USUAL_ALLOCATION else f"{goal}_by_{allocation}"
     columns = ("constraint", "refit", "order", "cascade_bound", "ridge")
     return {
         "dataset": cfg.dataset.name,
@@ -182,7 +186,7 @@ def choices(cfg: DictConfig) -> dict:
         "method": cfg.method.name,
         **{column: cfg.method.get(column, _USUAL[column]) for column in columns},
         "seed": cfg.seed,
-        "goal": goal,
+        "goal": named,
         "wanted": wanted,
         "relative_tolerance": wanted if goal == ONE_TOLERANCE else None,
         "calibration_samples": cfg.calibration_samples,

@@ -616,6 +616,7 @@ WRONG = {
     "goal.max_accuracy_drop": ("abc", "-1"),
     "goal.min_agreement": ("abc", "2"),
     "goal.tolerances": ("[0.1,abc]", "0.1", "[]"),
+    "goal.allocation": ("fxed", "null"),
 }
 
 
