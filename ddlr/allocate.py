@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddlr.captured import CapturedLayers
+from ddlr.captured import CapturedLayers, released
 from ddlr.goals import TOLERANCES, Option, as_tolerances
 from ddlr.method import Method
 from ddlr.outputs import Output, OutputError, check_outputs, divergence, network_outputs
@@ -164,9 +164,11 @@ def layer_options(
     settings, tolerances = settings.in_parallel(), sorted(as_tolerances(tolerances))
     original = network_outputs(model, captured.batches)
     check_outputs(original, output)
+    if method.freeing_nothing:
+        captured = captured.noting_what_frees(model)
     options = {}
     layers = captured.layers
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+    for layer, following in zip(released(layers), [*layers[1:], None], strict=True):
         alone = captured.only([layer.name])
         inputs, outputs = int(layer.live_in.sum()), int(layer.live_out.sum())
         tried = [Option(0.0, layer.weight.numel(), 0.0, parameters_per_output=inputs)]

@@ -1,9 +1,10 @@
 """The captured layers of a network: what each saw and gave on the calibration samples."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,12 @@ class LayerInputs:
             return CentredInputs(inputs)
         return CentredInputs.with_eigen(inputs, self.eigen)
 
+    def release(self) -> None:
+        """Let go of what is as large as the inputs, but for themselves; eigenvectors are kept."""
+        made = vars(self).pop("centred", None)
+        if made is not None and "eigen" in vars(made):
+            object.__setattr__(self, "eigen", made.eigen)
+
 
 @dataclass(frozen=True)
 class CapturedLayer:
@@ -72,6 +79,9 @@ class CapturedLayer:
         Whether it is a convolution, and rows of its inputs are patches.
     kernel_shape : (int, int, int), optional
         Channels, height and width of a convolution's kernel, where it may be split in these.
+    frees : bool
+        Whether its inputs are outputs of the layer before, which nothing else reads, so that an
+        input without any weight frees that layer from an output.
     """
 
     name: str
@@ -86,6 +96,7 @@ class CapturedLayer:
     shared: LayerInputs | None = field(default=None, repr=False, compare=False)
     on_patches: bool = False
     kernel_shape: tuple[int, int, int] | None = None
+    frees: bool = False
 
     def __post_init__(self):
         if self.shared is None or self.shared.whole is not self.inputs:
@@ -141,6 +152,7 @@ class CapturedLayer:
             self.weight[live_out][:, live_in],
             self.bias[live_out],
             original_inputs,
+            self.frees,
         )
 
     @torch.no_grad()
@@ -228,6 +240,17 @@ class CapturedLayers:
             )
         return self._consumers[pair]
 
+    def noting_what_frees(self, model: nn.Module) -> "CapturedLayers":
+        """The same with `CapturedLayer.frees` of each layer that follows another here."""
+        layers = list(self.layers)
+        for place, (layer, following) in enumerate(pairwise(self.layers), start=1):
+            if not following.frees:
+                frees = self.is_sole_consumer(model, following, layer)
+                layers[place] = dataclasses.replace(following, frees=frees)
+        noted = dataclasses.replace(self, layers=tuple(layers))
+        noted._consumers.update(self._consumers)
+        return noted
+
     @property
     def weights(self) -> int:
         """Weights of all captured layers, as they were."""
@@ -246,6 +269,19 @@ class CapturedLayers:
             if last[id(inputs)] == index:
                 del shared[id(inputs)]
             yield dataclasses.replace(layer, shared=same)
+
+
+def released(layers: Iterable[CapturedLayer]) -> Iterator[CapturedLayer]:
+    """The layers, one by one; what is as large as their inputs is let go of behind each.
+
+    But where the next one has the same inputs, and behind the last one.
+    """
+    before = None
+    for layer in layers:
+        if before is not None and before.shared is not layer.shared:
+            before.shared.release()
+        yield layer
+        before = layer
 
 
 def live(activations: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddlr.calls import Batch
 from ddlr.captured import CapturedLayer, CapturedLayers, LayerInputs
 from ddlr.hooks import reaches
-from ddlr.input_selection import regress_outputs
+from ddlr.input_elimination import regress_outputs
 from ddlr.problem import WarmStart
 from ddlr.recording import LayerRecord, Recorder
 from ddlr.result import SolverResult

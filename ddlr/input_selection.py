@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddlr.constraints import OutputSet
+from ddlr.input_elimination import order_of_elimination, regress_with_factor
 from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart, check_problem, check_warm_start
 from ddlr.quadratic import ridged_gram
@@ -262,7 +263,7 @@ def _stages(
         yield stage, WarmStart(torch.zeros_like(start.weight), outputs.best_constant_output())
         return
     while len(kept):
-        regressed, factor = _with_factor(inputs, gram, kept, start)
+        regressed, factor = regress_with_factor(inputs, gram, kept, start)
         truncated, rank, within = truncate_on_inputs(inputs, outputs, kept, regressed, factor)
         size = fewest_stored(rank, len(kept), len(regressed.weight)) if within else math.inf
         if size == math.inf and fewest < math.inf:
@@ -290,55 +291,10 @@ def _eliminate_inputs(weight: Tensor, inverse: Tensor) -> Tensor:
     leaving = len(importance) - int(_KEPT_PER_STAGE * len(importance))
     # No other input is near enough to being the least one.
     near = importance.topk(min(3 * leaving, len(importance)), largest=False).indices
-    weight, inverse = weight[:, near], inverse[near][:, near]
+    order = order_of_elimination(weight[:, near], inverse[near][:, near], leaving)
     stays = torch.ones_like(importance, dtype=torch.bool)
-    for _ in range(leaving):
-        importance = weight.square().sum(dim=0) / inverse.diagonal()
-        least = importance.masked_fill(~stays[near], math.inf).argmin()
-        stays[near[least]] = False
-        row = inverse[least] / inverse[least, least]
-        weight = weight - torch.outer(weight[:, least], row)
-        inverse = inverse - torch.outer(inverse[:, least], row)
+    stays[near[order]] = False
     return stays.nonzero()[:, 0]
-
-
-def regress_outputs(
-    inputs: CentredInputs, kept: Tensor, start: WarmStart, ridge: float
-) -> WarmStart:
-    """Regress the outputs of a start on some of the inputs.
-
-        minimise ||Xc (W - W0)t||_F^2 + ridge * ||W - W0||_F^2   over W that is 0 off `kept`
-
-    with Xc the centred inputs; the mean of the outputs stays that of the start.
-
-    Parameters
-    ----------
-    inputs : CentredInputs
-    kept : Tensor, shape (inputs kept,)
-        Indices.
-    start : WarmStart
-        W0 and its bias, on all inputs.
-    ridge : float
-        Relative to the mean eigenvalue of the centred inputs' Gram matrix.
-
-    Returns
-    -------
-    WarmStart
-        With a weight of shape (out_features, inputs kept).
-    """
-    return _with_factor(inputs, ridged_gram(inputs, ridge)[0], kept, start)[0]
-
-
-def _with_factor(
-    inputs: CentredInputs, gram: Tensor, kept: Tensor, start: WarmStart | SolverResult
-) -> tuple[WarmStart, Tensor]:
-    """The regression of `regress_outputs`, and the Cholesky factor of its inputs' Gram matrix."""
-    factor = torch.linalg.cholesky(gram[kept][:, kept])
-    weight = start.weight.double()
-    regressed = torch.cholesky_solve((weight @ gram[:, kept]).T, factor).T
-    mean = inputs.mean.double()
-    moved = weight @ mean - regressed @ mean[kept]
-    return WarmStart(regressed.to(start.weight), start.bias + moved.to(start.bias)), factor
 
 
 def truncate_on_inputs(

@@ -25,6 +25,7 @@ _OPTION_CHECKS = {
     "tolerance": lambda value: as_number(value, "tolerance", positive=True),
     "max_iterations": lambda value: as_whole_number(value, "max_iterations", lowest=1),
     "ridge": check_ridge,
+    "selection": lambda value: as_number(value, "selection", highest=0.99),
     "constraint": lambda value: one_of(value, "constraint", CONSTRAINTS),
 }
 
@@ -45,6 +46,8 @@ class LayerProblem:
         The original layer's own; a solver begins there.
     original_inputs : bool
         False in cascade order, where layers before this one have been compressed.
+    frees : bool
+        Whether an input without any weight frees the layer before from an output.
     """
 
     inputs: CentredInputs
@@ -54,6 +57,7 @@ class LayerProblem:
     weight: Tensor
     bias: Tensor
     original_inputs: bool = True
+    frees: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Method:
         its columns the layer's inputs.
     on_compressed_inputs : mapping
         Options that are replaced in cascade order behind a compressed layer.
+    freeing_nothing : mapping
+        Options that are replaced where the layer before has no use of inputs that are not used.
     orders : tuple of str
         Those of `ORDERS` that the method has.
     drops_unread : bool
@@ -108,6 +114,7 @@ class Method:
     refit_options: Mapping[str, object] = field(default_factory=dict)
     parts: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)
     on_compressed_inputs: Mapping[str, object] = field(default_factory=dict)
+    freeing_nothing: Mapping[str, object] = field(default_factory=dict)
     orders: tuple[str, ...] = ORDERS
     drops_unread: bool = False
     prepare: Callable[..., "Method"] | None = None
@@ -191,6 +198,8 @@ def solve_problem(
     options = dict(method.options)
     if not problem.original_inputs:
         options |= method.on_compressed_inputs
+    if not problem.frees:
+        options |= method.freeing_nothing
     options |= {
         "activation": problem.activation,
         "warm_start": WarmStart(problem.weight, problem.bias),

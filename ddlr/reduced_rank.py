@@ -201,6 +201,10 @@ class MajorisedFit:
                 previous = self.square
         return expected**0.5
 
+    def begin_anew(self) -> None:
+        """Forget where the targets are moving to, as where the structure has changed."""
+        self._momentum = 1.0
+
     def step(self) -> None:
         """Make one extrapolated step; where that does not lower the loss, one without."""
         self.iterations += 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.arguments import as_number, as_whole_number, one_of
-from ddlr.captured import CapturedLayer, CapturedLayers
+from ddlr.captured import CapturedLayer, CapturedLayers, released
 from ddlr.cascade import (
     CASCADE_BOUNDS,
     Behind,
@@ -133,6 +133,8 @@ def compress_layers(
     tolerances = _tolerances(relative_tolerance, [layer.name for layer in captured.layers])
     if method.prepare is not None:
         method = method.prepare(method, captured.layers, tolerances)
+    if method.freeing_nothing:
+        captured = captured.noting_what_frees(model)
     layers, ahead = _solve_ahead(model, captured, method, tolerances, settings, solved)
     if settings.order == "cascade":
         layers = with_routes(model, layers, captured.batches)
@@ -140,7 +142,7 @@ def compress_layers(
     compressed = copied(model)
     measured: list[MeasuredLayer] = []
     behind: Behind | None = None  # once a layer before this one has changed, in cascade
-    for layer in layers:
+    for layer in released(layers):
         bound, result = tolerances[layer.name], None
         if bound and (behind is None or settings.keeps_sizes):
             if ahead is not None:
@@ -244,7 +246,7 @@ def _solve_backwards(
     """
     layers: list[CapturedLayer] = []
     results: list[Solution | None] = []
-    for layer in reversed(captured.layers):
+    for layer in released(reversed(captured.layers)):
         if layers and captured.is_sole_consumer(model, layers[0], layer):
             layer = layer.reading(used_inputs(layers[0], _unfinished(results[0])))
         bound, result = tolerances[layer.name], None

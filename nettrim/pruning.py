@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ddlr.arguments import one_of
 from ddlr.calls import Forward, Samples
 from ddlr.goals import goal_of
 from ddlr.layers import store_linear
@@ -14,6 +15,7 @@ from ddlr.outputs import Output
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 from ddlr.selection import Layers
+from nettrim.nonzeros import fewest_nonzeros, refit_nonzeros
 from nettrim.sparse import refit_sparse, solve_sparse
 
 
@@ -22,8 +24,10 @@ def prune(
     calibration: Any,
     *,
     relative_tolerance: float | Mapping[str, float] | None = None,
+    method: str = "l1",
     constraint: str | None = None,
     penalise_bias: bool = False,
+    selection: float | None = None,
     refit: str = "none",
     order: str = "parallel",
     layers: Layers | None = None,
@@ -37,16 +41,25 @@ def prune(
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network sparse, without retraining.
 
-    Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse` with the bound
-    ``relative_tolerance * ||its output||_F``, and replaced by an `nn.Linear` with that weight.
+    Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse` or `nettrim.fewest_nonzeros`
+    with the bound ``relative_tolerance * ||its output||_F``, and replaced by an `nn.Linear` with
+    that weight.
 
-    Parameters, return value and errors are those of `ddlr.compress`, but for `method`. Beside them:
+    Parameters, return value and errors are those of `ddlr.compress`. Different, or beside them:
 
     Parameters
     ----------
+    method : {"l1", "fewest_nonzeros"}
+        "l1" is the convex program of Net-Trim, with a certificate; "fewest_nonzeros" looks for the
+        sparsest layer itself, see `nettrim.fewest_nonzeros`. It goes from the last layer backwards,
+        and leaves out inputs where that frees the layer before from outputs, of which nothing is
+        promised then.
+    selection : float, optional
+        Of "fewest_nonzeros": the share of each squared bound that goes into such inputs.
     refit : {"none", "layer", "network"}
-        "layer" moves each solved weight, on its support, to a smaller output error. See
-        `nettrim.refit_sparse`. "network" then trains all nonzeros together towards the original
+        "layer" moves each solved weight to a smaller output error: of "l1" on its support, see
+        `nettrim.refit_sparse`, and of "fewest_nonzeros" with as many nonzeros, see
+        `nettrim.refit_nonzeros`. "network" then trains all nonzeros together towards the original
         outputs, without labels. See `ddlr.refit_network`.
     penalise_bias : bool
         Whether the bias counts in the l1 norm, as a further column of the weight. So it does in
@@ -57,10 +70,13 @@ def prune(
     Aghasi, Abdi, Nguyen and Romberg (2017), Net-Trim, NIPS; Aghasi, Abdi and Romberg (2020),
     arXiv 1806.06457: the parallel and the cascade scheme.
     """
+    chosen = METHODS[one_of(method, "method", tuple(METHODS))].with_options(
+        constraint=constraint, penalise_bias=penalise_bias or None, selection=selection
+    )
     return compress_network(
         model,
         calibration,
-        L1.with_options(constraint=constraint, penalise_bias=penalise_bias),
+        chosen,
         relative_tolerance=relative_tolerance,
         goal=goal_of(goal),
         refit=refit,
@@ -89,6 +105,20 @@ def refit_support(
     )
 
 
+def refit_fewest(
+    problem: LayerProblem, solved: SolverResult, *, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """The best weight with as many nonzeros as a solved one, see `nettrim.refit_nonzeros`."""
+    return refit_nonzeros(
+        problem.inputs,
+        problem.targets,
+        solved.weight,
+        solved.bias,
+        activation=problem.activation,
+        ridge=ridge,
+    )
+
+
 L1 = Method(
     name="nettrim",
     solver=solve_sparse,
@@ -104,3 +134,14 @@ L1 = Method(
     refit_options={"ridge": RIDGE},
     store=store_linear,
 )
+FEWEST_NONZEROS = Method(
+    name="fewest_nonzeros",
+    solver=fewest_nonzeros,
+    options={"ridge": RIDGE, "selection": 0.5},
+    refit=refit_fewest,
+    refit_options={"ridge": RIDGE},
+    store=store_linear,
+    drops_unread=True,
+    freeing_nothing={"selection": 0.0},
+)
+METHODS = {"l1": L1, "fewest_nonzeros": FEWEST_NONZEROS}

@@ -17,7 +17,8 @@ from ddlr import (
 )
 from ddlr.captured import CapturedLayer
 from ddlr.constraints import OutputSet
-from ddlr.input_selection import _eliminate_inputs, regress_outputs, select_inputs
+from ddlr.input_elimination import regress_outputs
+from ddlr.input_selection import _eliminate_inputs, select_inputs
 from ddlr.layers import numerical_rank
 from ddlr.rank_search import RADIUS_SLACK
 from ddlr.reduced_rank import RIDGE

@@ -106,3 +106,15 @@ def test_a_single_compression_shares_them_too_and_lets_go_of_them():
     )
     for one, two in zip(lazily.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("method", ["lowest_rank", "fewest_weights"])
+def test_centred_inputs_are_held_of_one_layer_at_a_time_and_eigenvectors_of_all(method):
+    torch.manual_seed(0)
+    layers = [each for _ in range(4) for each in (nn.Linear(12, 12), nn.ReLU())]
+    model, inputs = nn.Sequential(*layers), torch.randn(100, 12)
+    captured = ddlr.capture_layers(model, inputs)
+    ddlr.compress(model, captured, method=method, kept_fraction=0.5, tolerances=(0.1, 0.3, 0.5))
+    held = [layer for layer in captured.layers if "centred" in vars(layer.shared)]
+    assert len(held) <= 1
+    assert all(layer.shared.eigen is not None for layer in captured.layers if layer not in held)

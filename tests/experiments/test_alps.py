@@ -7,8 +7,9 @@ import torch
 
 from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart
-from experiments.methods import alps
-from experiments.methods.alps import ALPS, BestSupport, regress_on_support
+from experiments.methods.alps import ALPS, BestSupport
+from nettrim import support as supports_module
+from nettrim.support import SupportRegression
 from made_up_quadratics import (
     compress_made_up,
     least_squares,
@@ -48,19 +49,22 @@ def test_larger_layers_are_well_below_the_largest_scaled_entries(common):
     for seed in range(3):
         quadratic = quadratic_of(20, 40, seed=seed, common=common)
         scaled = quadratic.minimiser * quadratic.gram.diagonal().sqrt()
-        magnitude = regress_on_support(quadratic, magnitude_pruned(scaled, 80) != 0)
+        magnitude = SupportRegression(quadratic.gram, magnitude_pruned(scaled, 80) != 0)(
+            quadratic.cross
+        )
         assert quadratic.excess(BestSupport(quadratic)(80)) < 0.95 * quadratic.excess(magnitude)
 
 
 @pytest.mark.parametrize("numbers", [1, 60, 2**22])  # a row at a time, some, all
 @pytest.mark.parametrize("moved", [0.0, 0.3])
 def test_the_weight_on_a_support_is_that_of_least_squares(numbers, moved, monkeypatch):
-    monkeypatch.setattr(alps, "_BATCH_NUMBERS", numbers)
+    monkeypatch.setattr(supports_module, "_BATCH_NUMBERS", numbers)
+    monkeypatch.setattr(supports_module, "_KEPT_NUMBERS", numbers)
     for seed in range(3):
         quadratic = quadratic_of(5, 7, seed=seed, moved=moved)
         support = normal(5, 7, seed=seed + 1) > normal(5, 1, seed=seed + 2)
         support[1] = False
-        found = regress_on_support(quadratic, support)
+        found = SupportRegression(quadratic.gram, support)(quadratic.cross)
         torch.testing.assert_close(found, least_squares(quadratic, support))
         assert not found[~support].any()
 

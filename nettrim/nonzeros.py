@@ -1,0 +1,407 @@
+"""The fewest nonzeros with which a layer stays within a radius of its outputs."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ddlr.arguments import as_number
+from ddlr.constraints import OutputSet
+from ddlr.input_elimination import regress_on_fewest
+from ddlr.inputs import CentredInputs, row_blocks
+from ddlr.problem import WarmStart, check_problem, check_warm_start
+from ddlr.quadratic import OutputQuadratic
+from ddlr.rank_search import RADIUS_SLACK
+from ddlr.reduced_rank import RIDGE, MajorisedFit, check_ridge
+from ddlr.result import ConvergenceError, SolverResult, SolverStatus
+from nettrim.support import SupportRegression, SupportSearch
+
+_RESOLUTION = 1.01
+_STEPS_PER_SUPPORT = 6
+_SUPPORTS, _SUPPORTS_OF_REFIT = 3, 10
+_SETTLED = 1e-3  # of the loss: a support that brings less is the last
+# The error goes about so with the number of nonzeros, in logarithms.
+_SLOPE = -0.6
+_GROWTH = 2.0
+# Fits whose error is so near to the radius take a turn with so many times the nonzeros, and back.
+_NEAR, _SWING, _SWINGS_OF_REFIT = 1.06, 1.4, 2
+_TINY = 1e-9
+
+
+@torch.no_grad()
+def fewest_nonzeros(
+    inputs: Tensor | CentredInputs,
+    targets: Tensor,
+    radius: float,
+    *,
+    activation: str = "relu",
+    ridge: float = RIDGE,
+    selection: float = 0.0,
+    warm_start: WarmStart | SolverResult | None = None,
+) -> SolverResult:
+    """Find the sparsest layer whose outputs stay within the radius of the targets.
+
+        minimise nonzeros(W)   subject to ||D||_F <= radius,   over W and b
+
+    D is the deviation of A = X Wt + 1 bt from the targets as in the hinge set: A - Y where Y > 0,
+    max(A, 0) elsewhere, so that ||relu(A) - Y||_F <= radius. This is what the l1 norm of
+    `nettrim.solve_sparse` stands in for, as `ddlr.lowest_rank` is to `ddlr.solve_low_rank`.
+
+    Each number of nonzeros that is tried is fitted. Two things take turns: the support is looked
+    for, and the weight on it is moved to a smaller ||D||. Both work on the majoriser of ||D||^2 at
+    the outputs A, ||X Wt + 1 bt - T||_F^2 with T = A - D, which is a quadratic of the weight: the
+    search by `nettrim.support.SupportSearch`, the move by least squares on the support, with
+    targets that are extrapolated. So the support follows the ReLU, too. The number itself is found
+    by secants of the logarithms. The returned number is within the radius; the fit of one per cent
+    fewer was not, which is no proof, since the problem is not convex.
+
+    Parameters
+    ----------
+    inputs : Tensor, shape (samples, in_features), or CentredInputs
+    targets : Tensor, shape (samples, out_features)
+        Output of the original layer, after its activation.
+    radius : float
+        Bound on the Frobenius norm of the deviation, in units of `targets`.
+    activation : {"relu", "none"}
+    ridge : float
+        Of the fits: ridge * ||W - W0||_F^2 is added to ||D||_F^2, relative to the mean eigenvalue
+        of the centred inputs' Gram matrix. Must be positive.
+    selection : float, from 0 to 0.99
+        The share of the squared radius that may go into inputs without any weight: so many inputs
+        are left out first, the one that matters least at a time, that a dense weight on the others
+        has an error of at most its root times the radius. The layer before has no use for these
+        outputs then. 0 leaves out no input but by chance.
+    warm_start : WarmStart or SolverResult, optional
+        Weight W0 and bias of the original layer. Fits begin from its outputs. Without it they begin
+        from the targets, and W0 is 0.
+
+    Returns
+    -------
+    SolverResult
+        `objective` is the number of nonzeros, `iterations` the number of least-squares fits of all
+        numbers. `lower_bound` and `relative_gap` are nan, the status is "fitted". The `warm_start`
+        itself where nothing sparser is within the radius.
+
+    Raises
+    ------
+    ValueError
+        If an argument makes no problem; names the argument and value.
+    ConvergenceError
+        If not even a dense weight is within the radius; carries it.
+
+    References
+    ----------
+    Meng, Behdin, Wang and Mazumder (2024), ALPS, arXiv 2406.07831, for the search of a support;
+    Hassibi and Stork (1993), optimal brain surgeon, for the inputs that go.
+    """
+    began = time.perf_counter()
+    ridge = check_ridge(ridge)
+    selection = check_selection(selection)
+    inputs = CentredInputs.of(inputs)
+    check_problem(inputs.inputs, targets, tolerance=1.0, max_iterations=1)
+    outputs = OutputSet(targets, radius, activation, "hinge")
+    if warm_start is not None:
+        check_warm_start(warm_start, inputs.inputs, targets)
+    start = warm_start or WarmStart(
+        targets.new_zeros(targets.shape[1], inputs.inputs.shape[1]), torch.zeros_like(targets[0])
+    )
+    bias = outputs.best_constant_output()
+    if not outputs.violation(bias.expand_as(targets)):
+        answer, iterations = WarmStart(torch.zeros_like(start.weight), bias), 0
+    elif not (radius and len(inputs.eigen[0])):  # exactly the targets, or inputs that do not vary
+        answer, iterations = start, 0
+    else:
+        answer, iterations = _sparsest(inputs, outputs, start, ridge, selection)
+    violation = outputs.violation(torch.addmm(answer.bias, inputs.inputs, answer.weight.T))
+    result = SolverResult(
+        weight=answer.weight,
+        bias=answer.bias,
+        status=SolverStatus.FITTED,
+        iterations=iterations,
+        objective=float((answer.weight != 0).sum()),
+        lower_bound=math.nan,
+        relative_gap=math.nan,
+        violation=violation,
+        dual=targets.new_empty(0),
+        seconds=time.perf_counter() - began,
+    )
+    if violation > RADIUS_SLACK:
+        raise ConvergenceError(
+            f"no number of nonzeros is within the radius of {radius:g}: a dense weight's error is "
+            f"{1 + violation:.4g} times that",
+            result,
+        )
+    return result
+
+
+@torch.no_grad()
+def refit_nonzeros(
+    inputs: Tensor | CentredInputs,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    activation: str = "relu",
+    ridge: float = RIDGE,
+) -> tuple[Tensor, Tensor]:
+    """Move a sparse weight to a smaller output error, at the same number of nonzeros.
+
+        minimise ||D||_F^2 + ridge * ||W - W0||_F^2   over W with as many nonzeros as W0, and b
+
+    The support moves, too, unlike in `nettrim.refit_sparse`; but inputs that W0 does not use stay
+    unused. It is looked for as in `fewest_nonzeros`; the loss never ends above that at W0.
+
+    Parameters, return value and errors are those of `nettrim.refit_sparse`.
+    """
+    ridge = check_ridge(ridge)
+    inputs = CentredInputs.of(inputs)
+    used = (weight != 0).any(dim=0).nonzero()[:, 0]
+    if not len(used):
+        return weight, bias
+    outputs = OutputSet(targets, 0.0, activation, "hinge")
+    start = WarmStart(weight[:, used], bias)
+    problem = _Problem(_on_inputs(inputs, used), outputs, start, ridge)
+    fit = _SparseFit(problem, start.weight != 0, problem.targets_of_start)
+    nonzeros = int((weight != 0).sum())
+    fit.alternate(nonzeros, _SUPPORTS_OF_REFIT)
+    for _ in range(_SWINGS_OF_REFIT):
+        fit = fit.after_swing(nonzeros)
+    refitted = torch.zeros_like(weight)
+    refitted[:, used] = fit.weight.to(weight)
+    return refitted, fit.answer().bias
+
+
+def check_selection(selection: float) -> float:
+    """The share as a number; a ValueError if it is not from 0 to below 1."""
+    return as_number(selection, "selection", highest=0.99)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What all fits of one layer share; the ridge counts from the weight of `start`."""
+
+    inputs: CentredInputs
+    outputs: OutputSet
+    start: WarmStart | SolverResult
+    ridge: float
+
+    @cached_property
+    def quadratic(self) -> OutputQuadratic:
+        return OutputQuadratic.of(self.inputs, self.outputs, self.start, self.ridge)
+
+    @cached_property
+    def search(self) -> SupportSearch:
+        return SupportSearch(self.quadratic.gram, self.start.weight.dtype)
+
+    @cached_property
+    def origin(self) -> Tensor:
+        return self.start.weight.double()
+
+    @property
+    def targets_of_start(self) -> Tensor:
+        """The outputs nearest to the start's that reproduce the targets."""
+        start = self.start
+        return self.outputs.nearest(torch.addmm(start.bias, self.inputs.inputs, start.weight.T))
+
+    def cross(self, targets: Tensor) -> Tensor:
+        """That of the quadratic with other targets."""
+        pulled = (targets.T @ self.inputs.centred).double()
+        return pulled + self.quadratic.penalty * self.origin
+
+
+class _SparseFit(MajorisedFit):
+    """A weight on a support, on its way to a smaller loss; at first the least-squares fit.
+
+    Parameters
+    ----------
+    problem : _Problem
+    support : Tensor of bool, shape (out_features, in_features)
+    targets : Tensor, shape (samples, out_features)
+        Those to fit first.
+    """
+
+    weight: Tensor  # shape (out_features, in_features), float64
+    shift: Tensor  # shape (out_features,), the bias beside centred inputs
+
+    def __init__(self, problem: _Problem, support: Tensor, targets: Tensor):
+        super().__init__(problem.outputs)
+        self.problem, self.support = problem, support
+        self._regression = SupportRegression(problem.quadratic.gram, support)
+        self.square = self.loss = math.inf
+        self._sweep(targets)
+
+    def with_support(self, nonzeros: int) -> "_SparseFit":
+        """The fit on a support that is looked for from here, for the targets nearest to this."""
+        return _SparseFit(self.problem, self._support_from_here(nonzeros), self.nearest)
+
+    def alternate(self, nonzeros: int, times: int) -> None:
+        """Take steps and look for another support of so many, in turn, while the loss falls.
+
+        It ends as soon as the outputs are within the radius.
+        """
+        for _ in range(times):
+            for _ in range(_STEPS_PER_SUPPORT):
+                self.step()
+            if 0 < self.square <= self.outputs.radius**2:
+                return
+            before = self.loss
+            if not self._change_support(self._support_from_here(nonzeros)):
+                return
+            if not self.loss < (1 - _SETTLED) * before:
+                return
+
+    def after_swing(self, nonzeros: int) -> "_SparseFit":
+        """The fit after a turn with more nonzeros and back to so many, if its loss is lower.
+
+        Entries that came in too early leave then, as in swaps after a greedy selection.
+        """
+        more = min(round(_SWING * nonzeros), self.weight.numel())
+        wider = self.with_support(more)
+        wider.alternate(more, 1)
+        back = wider.with_support(nonzeros)
+        back.alternate(nonzeros, 1)
+        back.iterations += wider.iterations + self.iterations
+        return back if back.loss < self.loss else self
+
+    def _support_from_here(self, nonzeros: int) -> Tensor:
+        cross = self.problem.cross(self.nearest)
+        start = self.weight.to(self.problem.start.weight)
+        return self.problem.search.support(cross, nonzeros, start)
+
+    def _change_support(self, support: Tensor) -> bool:
+        """Take the least-squares weight on another support, if its loss is lower."""
+        before = self.support, self._regression
+        self.support = support
+        self._regression = SupportRegression(self.problem.quadratic.gram, support)
+        self.begin_anew()
+        if self._sweep(self.nearest):
+            return True
+        self.support, self._regression = before
+        return False
+
+    def answer(self) -> WarmStart:
+        weight = self.weight.to(self.problem.start.weight)
+        return WarmStart(weight, self.shift - weight @ self.problem.inputs.mean)
+
+    def _sweep(self, targets: Tensor) -> bool:
+        weight = self._regression(self.problem.cross(targets))
+        shift = targets.mean(dim=0)
+        square, loss = self._evaluate(weight, shift, self._spare)
+        if not self._is_lower(square, loss):
+            return False
+        self.weight, self.shift = weight, shift
+        return True
+
+    def _evaluate(self, weight: Tensor, shift: Tensor, nearest: Tensor) -> tuple[float, float]:
+        """The ||D||_F^2 of a weight and its loss; writes the majoriser's targets to `nearest`."""
+        centred, square = self.problem.inputs.centred, shift.new_zeros(())
+        rounded = weight.to(shift)
+        for rows in row_blocks(len(nearest)):
+            produced = torch.addmm(shift, centred[rows], rounded.T)
+            self.outputs.nearest(produced, rows, out=nearest[rows])
+            square += produced.sub_(nearest[rows]).square_().sum()
+        held = self.problem.quadratic.penalty * (weight - self.problem.origin).square().sum()
+        return square.item(), square.item() + held.item()
+
+
+def _sparsest(
+    inputs: CentredInputs,
+    outputs: OutputSet,
+    start: WarmStart | SolverResult,
+    ridge: float,
+    selection: float,
+) -> tuple[WarmStart, int]:
+    """The answer of `fewest_nonzeros` for an output set that holds no constant; and all fits."""
+    # What the start has no weight for was left out before, as by a selection that went before.
+    kept = start.weight.any(dim=0).nonzero()[:, 0]
+    if not len(kept):
+        kept = torch.arange(inputs.inputs.shape[1], device=inputs.inputs.device)
+    some, chosen = _on_inputs(inputs, kept), WarmStart(start.weight[:, kept], start.bias)
+    if selection:
+        share = selection**0.5 * outputs.radius
+        fewest, chosen = regress_on_fewest(some, outputs, chosen, ridge, share)
+        some, kept = _on_inputs(some, fewest), kept[fewest]
+    problem = _Problem(some, outputs, chosen, ridge)
+    best, iterations = _search(problem)
+    if best is None:  # nothing sparser than the start
+        return start, iterations
+    weight = torch.zeros_like(start.weight)
+    weight[:, kept] = best.weight
+    return WarmStart(weight, best.bias), iterations
+
+
+def _on_inputs(inputs: CentredInputs, kept: Tensor) -> CentredInputs:
+    if len(kept) == inputs.inputs.shape[1]:
+        return inputs
+    return CentredInputs(inputs.inputs[:, kept])
+
+
+def _search(problem: _Problem) -> tuple[WarmStart | None, int]:
+    """The sparsest fit found within the radius, None if there is none; and the number of steps.
+
+    Fits grow: each begins at one with fewer nonzeros. Those that shrink end at a larger error.
+    """
+    radius, dense = problem.outputs.radius, problem.start.weight.numel()
+    below, best, iterations = _first_fit(problem), None, 0
+    errors: dict[int, float] = {}  # logarithms, relative to the radius, by numbers of nonzeros
+    missed, kept, fit = 0, dense, below
+    nonzeros = int(fit.support.sum())
+    while True:
+        fit.alternate(nonzeros, _SUPPORTS)
+        if radius**2 < fit.square <= (_NEAR * radius) ** 2:
+            fit = fit.after_swing(nonzeros)
+        iterations += fit.iterations
+        errors[nonzeros] = math.log(max(fit.square**0.5, _TINY) / radius)
+        if fit.square <= radius**2:
+            best, kept = fit.answer(), nonzeros
+        else:
+            missed, below = nonzeros, fit
+        if kept <= max(missed + 1, _RESOLUTION * missed):
+            return best, iterations
+        nonzeros = _next_number(errors, missed, kept)
+        fit = below.with_support(nonzeros) if missed else _first_fit(problem, nonzeros)
+
+
+def _first_fit(problem: _Problem, nonzeros: int | None = None) -> _SparseFit:
+    """A fit of so few nonzeros, unless told how many, that it is not likely to be enough."""
+    quadratic = problem.quadratic
+    if nonzeros is None:
+        nonzeros = max(_number_of_largest(quadratic, problem.outputs.radius) // 20, 1)
+    support = problem.search.support(quadratic.cross, nonzeros)
+    return _SparseFit(problem, support, problem.targets_of_start)
+
+
+def _number_of_largest(quadratic: OutputQuadratic, radius: float) -> int:
+    """How many of the largest entries of the dense weight alone are within the radius, about."""
+    scale = quadratic.gram.diagonal().sqrt()
+    dense = quadratic.minimiser
+    order = (dense * scale).abs().flatten().argsort(descending=True)
+    low, high = 0, dense.numel()
+    while high - low > max(1, 0.05 * high):
+        middle = (low + high) // 2
+        weight = torch.zeros_like(dense).flatten()
+        weight[order[:middle]] = dense.flatten()[order[:middle]]
+        enough = quadratic.excess(weight.view_as(dense)) <= radius**2
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def _next_number(errors: Mapping[int, float], missed: int, kept: int) -> int:
+    """Where the logarithm of the error is expected to meet that of the radius, from below.
+
+    By interpolation between a number that is not enough and one that is; before there is one that
+    is, somewhat below where it seems to be, and at most twice as many.
+    """
+    if missed in errors and kept in errors:
+        share = errors[missed] / (errors[missed] - min(errors[kept], -_TINY))
+        guess = missed * (kept / missed) ** min(max(share, 0.1), 0.9)
+    elif missed in errors:
+        guess = missed * min(math.exp(errors[missed] / -_SLOPE), _GROWTH)
+    else:
+        guess = kept / _GROWTH
+    guess = min(max(guess, _RESOLUTION * missed), kept / _RESOLUTION)
+    return min(max(round(guess), missed + 1), kept - 1)
