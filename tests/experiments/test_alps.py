@@ -8,8 +8,6 @@ import torch
 from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart
 from experiments.methods.alps import ALPS, BestSupport
-from nettrim import support as supports_module
-from nettrim.support import SupportRegression
 from made_up_quadratics import (
     compress_made_up,
     least_squares,
@@ -19,6 +17,8 @@ from made_up_quadratics import (
     quadratic_of,
     supports,
 )
+from nettrim import support as supports_module
+from nettrim.support import SupportRegression
 
 
 @pytest.mark.parametrize("seed", range(5))
