@@ -35,7 +35,7 @@ from ddlr.two_part_forms import TWO_PART_FORMS
 #     15 %   0.6 (0.2)      1.3 (0.5)      0.7 (0.6)
 #     20 %   0.6 (0.3)      1.1 (0.4)      0.6 (0.5)
 #     30 %   0.5 (0.2)      0.8 (0.4)      0.4 (0.4)
-SPARSE_BELOW = 0.15
+SPARSE_BELOW = 0.1
 
 
 @torch.no_grad()

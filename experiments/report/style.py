@@ -18,6 +18,7 @@ from experiments.runs.records import write_whole
 # apart by every kind of sight. The cone solvers' have those of what they solve.
 METHOD_STYLES = {
     "fewest_weights": {"color": "#000000", "marker": "*"},
+    "fewest_nonzeros": {"color": "#B22222", "marker": "p"},
     "lowest_rank": {"color": "#6A1B7A", "marker": "d"},
     "ddlr": {"color": "#0072B2", "marker": "o"},
     "nettrim": {"color": "#D55E00", "marker": "s"},
@@ -25,6 +26,11 @@ METHOD_STYLES = {
     "svd": {"color": "#56B4E9", "marker": "^"},
     "activation_svd": {"color": "#009E73", "marker": "v"},
     "activation_svd_selected": {"color": "#8B5A2B", "marker": "<"},
+    "alps": {"color": "#F0A0A0", "marker": "h"},
+    "sparsegpt": {"color": "#7A6FBE", "marker": ">"},
+    "osscar": {"color": "#5F9EA0", "marker": "H"},
+    "double_sparse": {"color": "#808000", "marker": "8"},
+    "sparse_low_rank": {"color": "#2F4F4F", "marker": "1"},
     "magnitude": {"color": "#CC79A7", "marker": "P"},
     "magnitude_global": {"color": "#4D4D4D", "marker": "X"},
     "ddlr_cvxpy": {"color": "#0072B2", "marker": "x"},

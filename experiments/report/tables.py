@@ -39,6 +39,7 @@ SHORT_TITLES = {
 }
 METHOD_TITLES = {
     "fewest_weights": "fewest weights (rank and inputs)",
+    "fewest_nonzeros": "fewest nonzeros",
     "lowest_rank": "lowest rank",
     "ddlr": "DDLR (nuclear norm)",
     "nettrim": "Net-Trim (l1)",
@@ -46,6 +47,11 @@ METHOD_TITLES = {
     "svd": "SVD of the weights",
     "activation_svd": "activation-aware SVD",
     "activation_svd_selected": "activation-aware SVD on selected inputs",
+    "alps": "ALPS",
+    "sparsegpt": "SparseGPT",
+    "osscar": "OSSCAR and low rank",
+    "double_sparse": "double sparse factors",
+    "sparse_low_rank": "sparse plus low rank",
     "magnitude": "magnitude, a threshold a layer",
     "magnitude_global": "magnitude, one threshold",
     "ddlr_cvxpy": "DDLR, cone solver",
