@@ -3,8 +3,6 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,23 +10,21 @@ from torch import Tensor
 from ddlr.arguments import as_number
 from ddlr.constraints import OutputSet
 from ddlr.input_elimination import regress_on_fewest
-from ddlr.inputs import CentredInputs, row_blocks
+from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart, check_problem, check_warm_start
 from ddlr.quadratic import OutputQuadratic
 from ddlr.rank_search import RADIUS_SLACK
-from ddlr.reduced_rank import RIDGE, MajorisedFit, check_ridge
+from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
-from nettrim.support import SupportRegression, SupportSearch
+from nettrim.sparse_fit import SparseFit, SparseProblem
 
 _RESOLUTION = 1.01
-_STEPS_PER_SUPPORT = 6
 _SUPPORTS, _SUPPORTS_OF_REFIT = 3, 10
-_SETTLED = 1e-3  # of the loss: a support that brings less is the last
 # The error goes about so with the number of nonzeros, in logarithms.
 _SLOPE = -0.6
 _GROWTH = 2.0
-# Fits whose error is so near to the radius take a turn with so many times the nonzeros, and back.
-_NEAR, _SWING, _SWINGS_OF_REFIT = 1.06, 1.4, 2
+# Fits whose error is so near to the radius take a turn with more nonzeros, and back.
+_NEAR, _SWINGS_OF_REFIT = 1.06, 2
 _TINY = 1e-9
 
 
@@ -164,8 +160,8 @@ def refit_nonzeros(
         return weight, bias
     outputs = OutputSet(targets, 0.0, activation, "hinge")
     start = WarmStart(weight[:, used], bias)
-    problem = _Problem(_on_inputs(inputs, used), outputs, start, ridge)
-    fit = _SparseFit(problem, start.weight != 0, problem.targets_of_start)
+    problem = SparseProblem(_on_inputs(inputs, used), outputs, start, ridge)
+    fit = SparseFit(problem, start.weight != 0, problem.targets_of_start)
     nonzeros = int((weight != 0).sum())
     fit.alternate(nonzeros, _SUPPORTS_OF_REFIT)
     for _ in range(_SWINGS_OF_REFIT):
@@ -178,134 +174,6 @@ def refit_nonzeros(
 def check_selection(selection: float) -> float:
     """The share as a number; a ValueError if it is not from 0 to below 1."""
     return as_number(selection, "selection", highest=0.99)
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What all fits of one layer share; the ridge counts from the weight of `start`."""
-
-    inputs: CentredInputs
-    outputs: OutputSet
-    start: WarmStart | SolverResult
-    ridge: float
-
-    @cached_property
-    def quadratic(self) -> OutputQuadratic:
-        return OutputQuadratic.of(self.inputs, self.outputs, self.start, self.ridge)
-
-    @cached_property
-    def search(self) -> SupportSearch:
-        return SupportSearch(self.quadratic.gram, self.start.weight.dtype)
-
-    @cached_property
-    def origin(self) -> Tensor:
-        return self.start.weight.double()
-
-    @property
-    def targets_of_start(self) -> Tensor:
-        """The outputs nearest to the start's that reproduce the targets."""
-        start = self.start
-        return self.outputs.nearest(torch.addmm(start.bias, self.inputs.inputs, start.weight.T))
-
-    def cross(self, targets: Tensor) -> Tensor:
-        """That of the quadratic with other targets."""
-        pulled = (targets.T @ self.inputs.centred).double()
-        return pulled + self.quadratic.penalty * self.origin
-
-
-class _SparseFit(MajorisedFit):
-    """A weight on a support, on its way to a smaller loss; at first the least-squares fit.
-
-    Parameters
-    ----------
-    problem : _Problem
-    support : Tensor of bool, shape (out_features, in_features)
-    targets : Tensor, shape (samples, out_features)
-        Those to fit first.
-    """
-
-    weight: Tensor  # shape (out_features, in_features), float64
-    shift: Tensor  # shape (out_features,), the bias beside centred inputs
-
-    def __init__(self, problem: _Problem, support: Tensor, targets: Tensor):
-        super().__init__(problem.outputs)
-        self.problem, self.support = problem, support
-        self._regression = SupportRegression(problem.quadratic.gram, support)
-        self.square = self.loss = math.inf
-        self._sweep(targets)
-
-    def with_support(self, nonzeros: int) -> "_SparseFit":
-        """The fit on a support that is looked for from here, for the targets nearest to this."""
-        return _SparseFit(self.problem, self._support_from_here(nonzeros), self.nearest)
-
-    def alternate(self, nonzeros: int, times: int) -> None:
-        """Take steps and look for another support of so many, in turn, while the loss falls.
-
-        It ends as soon as the outputs are within the radius.
-        """
-        for _ in range(times):
-            for _ in range(_STEPS_PER_SUPPORT):
-                self.step()
-            if 0 < self.square <= self.outputs.radius**2:
-                return
-            before = self.loss
-            if not self._change_support(self._support_from_here(nonzeros)):
-                return
-            if not self.loss < (1 - _SETTLED) * before:
-                return
-
-    def after_swing(self, nonzeros: int) -> "_SparseFit":
-        """The fit after a turn with more nonzeros and back to so many, if its loss is lower.
-
-        Entries that came in too early leave then, as in swaps after a greedy selection.
-        """
-        more = min(round(_SWING * nonzeros), self.weight.numel())
-        wider = self.with_support(more)
-        wider.alternate(more, 1)
-        back = wider.with_support(nonzeros)
-        back.alternate(nonzeros, 1)
-        back.iterations += wider.iterations + self.iterations
-        return back if back.loss < self.loss else self
-
-    def _support_from_here(self, nonzeros: int) -> Tensor:
-        cross = self.problem.cross(self.nearest)
-        start = self.weight.to(self.problem.start.weight)
-        return self.problem.search.support(cross, nonzeros, start)
-
-    def _change_support(self, support: Tensor) -> bool:
-        """Take the least-squares weight on another support, if its loss is lower."""
-        before = self.support, self._regression
-        self.support = support
-        self._regression = SupportRegression(self.problem.quadratic.gram, support)
-        self.begin_anew()
-        if self._sweep(self.nearest):
-            return True
-        self.support, self._regression = before
-        return False
-
-    def answer(self) -> WarmStart:
-        weight = self.weight.to(self.problem.start.weight)
-        return WarmStart(weight, self.shift - weight @ self.problem.inputs.mean)
-
-    def _sweep(self, targets: Tensor) -> bool:
-        weight = self._regression(self.problem.cross(targets))
-        shift = targets.mean(dim=0)
-        square, loss = self._evaluate(weight, shift, self._spare)
-        if not self._is_lower(square, loss):
-            return False
-        self.weight, self.shift = weight, shift
-        return True
-
-    def _evaluate(self, weight: Tensor, shift: Tensor, nearest: Tensor) -> tuple[float, float]:
-        """The ||D||_F^2 of a weight and its loss; writes the majoriser's targets to `nearest`."""
-        centred, square = self.problem.inputs.centred, shift.new_zeros(())
-        rounded = weight.to(shift)
-        for rows in row_blocks(len(nearest)):
-            produced = torch.addmm(shift, centred[rows], rounded.T)
-            self.outputs.nearest(produced, rows, out=nearest[rows])
-            square += produced.sub_(nearest[rows]).square_().sum()
-        held = self.problem.quadratic.penalty * (weight - self.problem.origin).square().sum()
-        return square.item(), square.item() + held.item()
 
 
 def _sparsest(
@@ -325,7 +193,7 @@ def _sparsest(
         share = selection**0.5 * outputs.radius
         fewest, chosen = regress_on_fewest(some, outputs, chosen, ridge, share)
         some, kept = _on_inputs(some, fewest), kept[fewest]
-    problem = _Problem(some, outputs, chosen, ridge)
+    problem = SparseProblem(some, outputs, chosen, ridge)
     best, iterations = _search(problem)
     if best is None:  # nothing sparser than the start
         return start, iterations
@@ -340,7 +208,7 @@ def _on_inputs(inputs: CentredInputs, kept: Tensor) -> CentredInputs:
     return CentredInputs(inputs.inputs[:, kept])
 
 
-def _search(problem: _Problem) -> tuple[WarmStart | None, int]:
+def _search(problem: SparseProblem) -> tuple[WarmStart | None, int]:
     """The sparsest fit found within the radius, None if there is none; and the number of steps.
 
     Fits grow: each begins at one with fewer nonzeros. Those that shrink end at a larger error.
@@ -366,13 +234,13 @@ def _search(problem: _Problem) -> tuple[WarmStart | None, int]:
         fit = below.with_support(nonzeros) if missed else _first_fit(problem, nonzeros)
 
 
-def _first_fit(problem: _Problem, nonzeros: int | None = None) -> _SparseFit:
+def _first_fit(problem: SparseProblem, nonzeros: int | None = None) -> SparseFit:
     """A fit of so few nonzeros, unless told how many, that it is not likely to be enough."""
     quadratic = problem.quadratic
     if nonzeros is None:
         nonzeros = max(_number_of_largest(quadratic, problem.outputs.radius) // 20, 1)
     support = problem.search.support(quadratic.cross, nonzeros)
-    return _SparseFit(problem, support, problem.targets_of_start)
+    return SparseFit(problem, support, problem.targets_of_start)
 
 
 def _number_of_largest(quadratic: OutputQuadratic, radius: float) -> int:
