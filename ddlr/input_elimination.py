@@ -11,6 +11,7 @@ from ddlr.problem import WarmStart
 from ddlr.quadratic import ridged_gram
 from ddlr.result import SolverResult
 
+# Of ||D||_F^2, the most that outputs are taken to move where ||D||_F is still within a radius.
 _HINGE_SHARE = 6
 
 
@@ -127,7 +128,7 @@ def regress_on_fewest(
     """
     gram, _ = ridged_gram(inputs, ridge)
     factor = torch.linalg.cholesky(gram)
-    # Outputs may move farther than to where they no longer reproduce the targets; so far at most.
+    # An error counts less than a movement, since what a ReLU cuts off does not count.
     most = _HINGE_SHARE * radius**2
     order = order_of_elimination(
         start.weight.double(), torch.cholesky_inverse(factor), len(gram) - 1, most

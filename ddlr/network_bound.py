@@ -1,6 +1,7 @@
 """The bound on the outputs of a whole network that follows from the bounds of its layers."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -58,6 +59,8 @@ def output_bound(model: nn.Module, result: CompressionResult, captured: Captured
     in_cascade = result.order == "cascade"
     if in_cascade and any(report.status is SolverStatus.REFITTED for report in result.layers):
         return math.nan
+    if not _may_be_chain(captured.layers):  # no pass, which would hold all activations at once
+        return math.nan
     original = _chain(model, captured)
     compressed = _chain(result.model, captured)
     if original is None or compressed is None or not _start_alike(original, compressed, captured):
@@ -95,6 +98,15 @@ def _read(result: CompressionResult, names: list[str], index: int) -> Tensor | f
     if index + 1 == len(names):
         return 1.0
     return (as_layer(result.model.get_submodule(names[index + 1])).weight != 0).any(dim=0)
+
+
+def _may_be_chain(layers: Sequence[CapturedLayer]) -> bool:
+    """Whether each captured layer was given what the one before it gave."""
+    return all(
+        layer.targets.shape == following.inputs.shape
+        and torch.equal(layer.targets, following.inputs)
+        for layer, following in pairwise(layers)
+    )
 
 
 def _chain(network: nn.Module, captured: CapturedLayers) -> list[tuple[Tensor, Tensor]] | None:

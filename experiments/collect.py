@@ -29,7 +29,8 @@ from experiments.runs.records import read_records
 log = logging.getLogger(__name__)
 
 ACCURACY_DROPS = (0.5, 1.0)
-_ORDER = [*SETTING, "seed", "run"]
+_RUN = [*SETTING, "seed"]
+_ORDER = [*_RUN, "run"]
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="collect")
@@ -73,8 +74,23 @@ def merge(path: Path, rows: pd.DataFrame) -> None:
         rows = with_choices(rows)
     # Stable, so that the layers of a run keep the order of the network.
     rows = rows.sort_values([key for key in _ORDER if key in rows], kind="stable")
+    if set(_RUN) <= set(rows):
+        _warn_of_mixed(rows)
     write_table(path, rows)
     log.info("%s: %d rows, of %d runs from the records", path, len(rows), added)
+
+
+def _warn_of_mixed(sweeps: pd.DataFrame) -> None:
+    """Name the runs that differ in nothing that the tables hold, so that means would mix them."""
+    mixed = sweeps[sweeps.duplicated(_RUN, keep=False)]
+    if len(mixed):
+        log.warning(
+            "%d runs are the same as another in all that the tables hold (they differ in another "
+            "option, the tolerances of a goal, or the network's file); means over seeds mix them, "
+            "so keep them in results folders of their own: %s",
+            len(mixed),
+            ", ".join(mixed["run"]),
+        )
 
 
 def smallest_sizes(sweeps: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
 from ddlr.result import SolverResult
 from experiments.methods.budgets import Fitted
+from nettrim.support import largest_places
 
 _REFIT_STEPS = 100
 _REFIT_TOLERANCE = 1e-3  # of the loss, in ten steps
@@ -53,13 +54,7 @@ class QuadraticFits:
 
 def largest_entries(matrix: Tensor, number: int) -> Tensor:
     """A matrix with zeros in the place of all entries but the largest in magnitude."""
-    kept = matrix.abs().flatten().topk(number).indices
-    return (
-        torch.zeros_like(matrix)
-        .flatten()
-        .index_put((kept,), matrix.flatten()[kept])
-        .view_as(matrix)
-    )
+    return matrix * largest_places(matrix, number)
 
 
 def minimise_on_support(

@@ -15,6 +15,7 @@ from ddlr.reduced_rank import RIDGE
 from ddlr.result import SolverResult
 from experiments.methods.budgets import fewest_nonzeros
 from nettrim.pruning import refit_support
+from nettrim.support import largest_places
 
 _BLOCK_SIZE = 128
 
@@ -114,10 +115,7 @@ class SecondOrder:
     def _largest(self, block: Tensor, begin: int, count: int) -> Tensor:
         """Which entries of a block stay, as a mask of its shape."""
         own = slice(begin, begin + block.shape[1])
-        scores = (block / self._factor.diagonal()[own]).square().flatten()
-        kept = torch.zeros_like(scores, dtype=torch.bool)
-        kept[scores.topk(count, sorted=False).indices] = True
-        return kept.view_as(block)
+        return largest_places(block / self._factor.diagonal()[own], count)
 
     def _prune_block(self, weight: Tensor, begin: int, kept: Tensor) -> None:
         """Clear the entries of a block that do not stay; move all later ones. In place."""

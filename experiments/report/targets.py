@@ -102,7 +102,7 @@ TARGETS = (
 
 _EXPLANATION = f"""\
 Made by `python -m experiments.targets` from the tables in this folder; not edited by hand. *Ours*:
-{" and ".join(METHOD_TITLES[method] for method in OURS)};
+{", ".join(METHOD_TITLES[method] for method in OURS)};
 {" and ".join(METHOD_TITLES[method] for method in STEPS_OF_OURS)}, a step of the ablation, counts on
 neither side. A *network refit* trains all layers together, without labels. Sizes are fractions of
 the fully connected layers' weights, at a drop on held-out samples, interpolated in the logarithm of

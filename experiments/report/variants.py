@@ -12,7 +12,7 @@ from experiments.runs.records import ONE_TOLERANCE, USUAL_CASCADE_BOUND, USUAL_R
 
 # The two that are compared, and offered each refit and order alike.
 RIVALS = ("ddlr", "nettrim")
-# What this project puts beside them, the one with fewer weights last.
+# What this project puts beside them, from the more to the fewer weights.
 OURS = ("lowest_rank", "fewest_weights", "fewest_nonzeros")
 # Ours without its search, run for the ablation: no rival of ours, and not what is aimed at.
 STEPS_OF_OURS = ("activation_svd_selected",)

@@ -115,6 +115,8 @@ SETTINGS = {
     "method.refit": one_of(*REFITS),
     "method.order": one_of(*ORDERS),
     "method.ridge": number(0, 0.01, open_below=True),
+    "method.selection": number(0, 0.5, high=0.99),
+    "method.block_size": whole(1, 128),
     "method.penalise_bias": YES_OR_NO,
     "method.tolerance": number(0, 0.01, open_below=True),
     "method.accuracy": number(0, 1e-6, open_below=True),

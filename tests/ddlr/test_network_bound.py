@@ -225,3 +225,15 @@ def test_a_goal_reports_the_error_and_its_bound(method, order, network, captured
         assert report.output_error == pytest.approx(error, rel=1e-4)
         assert report.output_bound == ddlr.output_bound(network, result, captured)
         assert 0 < error <= report.output_bound * ROUNDING
+
+
+def test_a_network_that_is_no_chain_is_not_run_for_a_bound(monkeypatch):
+    model = two_layers(nn.Tanh())
+    inputs = torch.randn(50, model[0].in_features)
+    captured = ddlr.capture_layers(model, inputs)
+    result = ddlr.compress(model, captured, relative_tolerance=0.3, method="lowest_rank")
+    passes = []
+    for network in (model, result.model):
+        network.register_forward_hook(lambda *_: passes.append(1))
+    assert math.isnan(ddlr.output_bound(model, result, captured))
+    assert not passes  # each would hold what all layers are given

@@ -114,3 +114,21 @@ def test_each_variant_and_goal_has_a_size_of_its_own():
     rows = [row(str(place), 0.3, 0.1, **about) for place, about in enumerate(variants)]
     sizes = smallest_sizes(pd.DataFrame(rows).assign(bytes_fraction=0.5))
     assert len(sizes) == 4 * len(variants)  # two drops, two ways of counting
+
+
+def test_runs_that_the_tables_cannot_tell_apart_are_named(tmp_path, caplog):
+    (tmp_path / "records").mkdir()
+    for name, kept in (("a", 0.5), ("b", 0.4)):
+        record(tmp_path / "records", row(name, kept, 0.1, wanted=0.5))
+    with caplog.at_level(logging.WARNING):
+        run_command(tmp_path)
+    assert "2 runs are the same as another" in caplog.text and "a, b" in caplog.text
+
+
+def test_runs_of_another_seed_or_setting_are_told_apart(tmp_path, caplog):
+    (tmp_path / "records").mkdir()
+    for name, about in (("a", {}), ("b", {"seed": 1}), ("c", {"ridge": 1.0})):
+        record(tmp_path / "records", row(name, 0.5, 0.1, **about))
+    with caplog.at_level(logging.WARNING):
+        run_command(tmp_path)
+    assert not caplog.text
