@@ -1,13 +1,13 @@
 """Time compressed networks as they are deployed: ``python -m experiments.inference``.
 
-Writes `results/inference.csv`; rows of other networks stay in it. Each method's smallest network
-within a held-out drop of accuracy, as `experiments.compress` finds it, is saved, loaded, and timed
-from its first fully connected layer on, beside the dense network: as it comes out of the file (form
-"stored"), and with its layers fused by `ddlr.fuse_chains` (form "fused").
+Writes `results/inference.csv`; rows of other networks, methods and engines stay in it. Each
+method's smallest network within a held-out drop of accuracy, as `experiments.compress` finds it, is
+saved, loaded, and timed from its first fully connected layer on, beside the dense network: as it
+comes out of the file (form "stored"), and with its layers fused by `ddlr.fuse_chains` (form
+"fused").
 """
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
@@ -16,9 +16,8 @@ import torch
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-import ddlr
 from ddlr import CompressionResult
-from experiments.benchmarks.deployed import Deployed, stored_file, times
+from experiments.benchmarks.deployed import FORMS, Deployed, speedups, stored_file, times
 from experiments.compress import network_goal
 from experiments.configuration import CONFIG_PATH, SettingError
 from experiments.methods.configured import compress_as_configured
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 for _exporter in ("onnxscript", "onnx_ir", "torch.onnx"):
     logging.getLogger(_exporter).setLevel(logging.WARNING)  # a line per step otherwise
 
-FORMS = {"stored": lambda network: network, "fused": ddlr.fuse_chains}
 _PATHS = ("data_dir", "checkpoint_dir", "cache_dir")
 _CHOICES = ("dataset", "model", "method", "refit", "order", "seed", "calibration_samples")
 
@@ -46,11 +44,14 @@ def main(cfg: DictConfig) -> None:
 
 
 def _replace(path: Path, rows: pd.DataFrame) -> None:
-    """Put the rows of a network into a table in the place of its earlier ones."""
+    """Put rows into a table in the place of earlier ones of the same network, method and engine."""
     if path.is_file():
         before = pd.read_csv(path)
-        same = (before[["dataset", "model"]] == rows[["dataset", "model"]].iloc[0]).all(axis=1)
-        rows = pd.concat([before[~same], rows], ignore_index=True)
+        known = ["dataset", "model", "method", "engine"]
+        made = pd.MultiIndex.from_frame(rows[known])
+        rows = pd.concat(
+            [before[~pd.MultiIndex.from_frame(before[known]).isin(made)], rows], ignore_index=True
+        )
     write_whole(path, lambda scratch: rows.to_csv(scratch, index=False, float_format="%.6g"))
 
 
@@ -90,7 +91,10 @@ def timed(network: DictConfig, cfg: DictConfig) -> list[dict]:
         )
     )
     log.info("%s: timed", network.model)
-    return list(_rows(measured, about))
+    return [
+        {**row, "share_of_promise": row["speedup"] / row["promised"]}
+        for row in speedups(measured, about)
+    ]
 
 
 def run_of(network: DictConfig, method: str, cfg: DictConfig) -> DictConfig:
@@ -137,27 +141,6 @@ def _about(run: DictConfig, prepared: Prepared, compressed: CompressionResult) -
         "multiplications_dense": sizes["parameters_dense"],
         "promised": sizes["parameters_dense"] / max(1, sizes["parameters_kept"]),
     }
-
-
-def _rows(measured: pd.DataFrame, about: dict[str, dict]) -> Iterator[dict]:
-    """The times of each method and form, beside those of the dense network."""
-    where = ["engine", "threads", "batch"]
-    dense = measured[measured["name"] == "dense"].set_index(where)["microseconds"]
-    for method, facts in about.items():
-        for form in FORMS:
-            for row in measured[measured["name"] == f"{method} {form}"].to_dict("records"):
-                place = {key: row[key] for key in where}
-                before = dense[tuple(place.values())]
-                speedup = before / row["microseconds"]
-                yield {
-                    **facts,
-                    "form": form,
-                    **place,
-                    "microseconds": row["microseconds"],
-                    "microseconds_dense": before,
-                    "speedup": speedup,
-                    "share_of_promise": speedup / facts["promised"],
-                }
 
 
 if __name__ == "__main__":

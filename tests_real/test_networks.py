@@ -6,11 +6,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from torch import nn
 
 import ddlr
 from experiments.configuration import CONFIG_PATH
-from experiments.real.network import RealNetwork
+from experiments.real.network import AsCalled, RealNetwork
 
 # What keeps a network within the time and memory of a small machine: few samples, small images, and
 # of the largest only a layer or two.
@@ -36,17 +36,6 @@ def load(name: str, *overrides: str) -> RealNetwork:
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         cfg = compose("real", overrides=[f"network={name}", *few, *overrides])
     return instantiate(cfg.network)
-
-
-class AsCalled(nn.Module):
-    """A network with the output that counts, as a user would export it."""
-
-    def __init__(self, network: RealNetwork, model: nn.Module):
-        super().__init__()
-        self.model, self.call = model, network.forward
-
-    def forward(self, batch: Tensor | dict) -> Tensor:
-        return self.model(batch) if self.call is None else self.call(self.model, batch)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -12,11 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 import ddlr
 from ddlr.latency import fastest_times, rows_of
+
+# What a network that comes out of a file is timed as.
+FORMS = {"stored": lambda network: network, "fused": ddlr.fuse_chains}
 
 # Of outputs, relative to the largest.
 LARGEST_DIFFERENCE = 1e-4
@@ -128,11 +132,48 @@ def check_outputs(call: Callable[[], Any], reference: nn.Module, inputs: Inputs,
         )
 
 
-def stored_file(network: nn.Module, repetitions: int = 5) -> tuple[nn.Module, dict]:
+def speedups(measured: pd.DataFrame, about: Mapping[str, dict]) -> Iterator[dict]:
+    """The times of each method's forms beside those of the dense network.
+
+    Rows of what is known of the method, form, engine, threads, batch, microseconds,
+    microseconds_dense and speedup.
+
+    Parameters
+    ----------
+    measured : DataFrame
+        Rows of `times`, of networks named "dense" and "<method> <form>" for each of `FORMS`.
+    about : mapping
+        What is known of each method.
+    """
+    where = ["engine", "threads", "batch"]
+    dense = measured[measured["name"] == "dense"].set_index(where)["microseconds"]
+    for method, facts in about.items():
+        for form in FORMS:
+            for row in measured[measured["name"] == f"{method} {form}"].to_dict("records"):
+                place = {key: row[key] for key in where}
+                before = dense[tuple(place.values())]
+                took = {"microseconds": row["microseconds"], "microseconds_dense": before}
+                yield {
+                    **facts,
+                    "form": form,
+                    **place,
+                    **took,
+                    "speedup": before / row["microseconds"],
+                }
+
+
+def stored_file(
+    network: nn.Module, like: nn.Module | None = None, repetitions: int = 5
+) -> tuple[nn.Module, dict]:
     """A network as it comes out of a file, and what the file costs.
 
     Returns the network that `ddlr.load` gives, and a row of file_bytes and load_milliseconds: the
     smallest time of some loads, of a file that the system has in memory.
+
+    Parameters
+    ----------
+    like : nn.Module, optional
+        The original network, where it has parts that a file does not tell how to make.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.safetensors"
@@ -140,7 +181,7 @@ def stored_file(network: nn.Module, repetitions: int = 5) -> tuple[nn.Module, di
         seconds = []
         for _ in range(repetitions):
             started = time.perf_counter()
-            loaded = ddlr.load(path)
+            loaded = ddlr.load(path, like)
             seconds.append(time.perf_counter() - started)
         return loaded, {
             "file_bytes": path.stat().st_size,

@@ -1,7 +1,8 @@
 """Compress networks that others trained: ``python -m experiments.real``.
 
-Adds a row to `results/real.csv`, or with ``task=capture`` to `results/real_capture.csv`. A run
-whose row is there already is passed over, so that a sweep that was interrupted goes on.
+Adds a row to `results/real.csv`, with ``task=capture`` to `results/real_capture.csv`, or with
+``task=latency`` rows to `results/real_latency.csv`. A run whose rows are there already is passed
+over, so that a sweep that was interrupted goes on.
 """
 
 import logging
@@ -13,8 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.configuration import CONFIG_PATH, SettingError
-from experiments.real.capture_cost import capture_row
-from experiments.real.runs import choices, compressed_row, in_fresh_process
+from experiments.real.capture_cost import capture_rows
+from experiments.real.latency import latency_rows
+from experiments.real.runs import choices, compressed_rows, in_fresh_process
 from experiments.runs.locking import locked
 from experiments.runs.records import write_whole
 
@@ -32,10 +34,10 @@ def main(cfg: DictConfig) -> None:
     if not cfg.rerun and _has(path, key):
         log.info("%s has this run already; rerun=true does it again", path)
         return
-    row = in_fresh_process(measure, cfg)
+    rows = pd.DataFrame(in_fresh_process(measure, cfg))
     with locked(Path(cfg.output_dir) / "real" / f"{path.name}.lock"):
-        _add(path, key, row)
-    log.info("%s:\n%s", path, pd.Series(row).to_string())
+        _add(path, key, rows)
+    log.info("%s:\n%s", path, rows.T.to_string(header=False))
 
 
 def _captured(cfg: DictConfig) -> dict:
@@ -43,8 +45,9 @@ def _captured(cfg: DictConfig) -> dict:
 
 
 _TASKS = {
-    "compress": ("real.csv", choices, compressed_row),
-    "capture": ("real_capture.csv", _captured, capture_row),
+    "compress": ("real.csv", choices, compressed_rows),
+    "capture": ("real_capture.csv", _captured, capture_rows),
+    "latency": ("real_latency.csv", choices, latency_rows),
 }
 
 
@@ -61,13 +64,12 @@ def _same(table: pd.DataFrame, key: dict) -> pd.Series:
     return same
 
 
-def _add(path: Path, key: dict, row: dict) -> None:
-    """Add a row to a table, in the place of one of the same run."""
-    table = pd.DataFrame([row])
+def _add(path: Path, key: dict, rows: pd.DataFrame) -> None:
+    """Add rows to a table, in the place of those of the same run."""
     if path.is_file():
         before = pd.read_csv(path)
-        table = pd.concat([before[~_same(before, key)], table], ignore_index=True)
-    write_whole(path, lambda scratch: table.to_csv(scratch, index=False, float_format="%.6g"))
+        rows = pd.concat([before[~_same(before, key)], rows], ignore_index=True)
+    write_whole(path, lambda scratch: rows.to_csv(scratch, index=False, float_format="%.6g"))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from ddlr.captured import LayerInputs
 from experiments.real.runs import peak_memory
 
 
-def capture_row(cfg: DictConfig) -> dict:
-    """Capture all layers of a network; a row of `results/real_capture.csv`.
+def capture_rows(cfg: DictConfig) -> list[dict]:
+    """Capture all layers of a network; the row of `results/real_capture.csv`.
 
     network, samples, rows
         `rows` of inputs a layer has, in the one that has most: tokens, for a network of text.
@@ -43,7 +43,7 @@ def capture_row(cfg: DictConfig) -> dict:
     for each in inputs.values():
         _ = LayerInputs(each).centred.eigen
     eigen = time.perf_counter() - started
-    return {
+    row = {
         "network": cfg.network_name,
         "samples": cfg.network.calibration_samples,
         "rows": max(len(each) for each in inputs.values()),
@@ -55,3 +55,4 @@ def capture_row(cfg: DictConfig) -> dict:
         "activation_bytes": sum(each.numel() * each.element_size() for each in held.values()),
         "peak_memory_bytes": peak,
     }
+    return [row]

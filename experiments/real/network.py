@@ -82,6 +82,18 @@ class RealNetwork:
         return self.quality(self.outputs(self.model, batches), self.outputs(model, batches))
 
 
+class AsCalled(nn.Module):
+    """A network, or a compressed copy, with the output that counts: as a user would deploy it."""
+
+    def __init__(self, network: RealNetwork, model: nn.Module):
+        super().__init__()
+        self.model, self.call = model, network.forward
+
+    def forward(self, batch: Tensor | None = None, **named: Tensor) -> Tensor:
+        inputs = named if batch is None else batch
+        return self.model(inputs) if self.call is None else self.call(self.model, inputs)
+
+
 def variance_explained(original: Tensor, outputs: Tensor) -> float:
     """The share of the outputs' variance that other outputs explain: 1 for equal ones.
 

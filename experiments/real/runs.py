@@ -22,8 +22,8 @@ from experiments.real.network import RealNetwork
 from experiments.runs.records import identity
 
 
-def compressed_row(cfg: DictConfig) -> dict:
-    """Compress a network as `conf/real.yaml` says; a row of `results/real.csv`.
+def compressed_rows(cfg: DictConfig) -> list[dict]:
+    """Compress a network as `conf/real.yaml` says; the row of `results/real.csv`.
 
     `choices` of the run, then
 
@@ -43,19 +43,9 @@ def compressed_row(cfg: DictConfig) -> dict:
     """
     torch.set_num_threads(cfg.threads)
     network = instantiate(cfg.network)
-    started = time.perf_counter()
-    captured = ddlr.capture_layers(
-        network.model, network.data.calibration, layers=network.layers, forward=network.forward
-    )
-    took = {"seconds_capture": time.perf_counter() - started}
-    started = time.perf_counter()
-    options = _options(cfg, network)
-    took["seconds_search"] = time.perf_counter() - started
-    started = time.perf_counter()
-    result = _compressed(cfg, network, captured, options)
-    took["seconds"] = time.perf_counter() - started
-    sizes = size_measures(network.model, result.model, [layer.name for layer in captured.layers])
-    return {
+    result, took = compressed(cfg, network)
+    sizes = size_measures(network.model, result.model, [layer.name for layer in result.layers])
+    row = {
         **choices(cfg),
         "measure": network.measure,
         **{name: sizes[name] for name in ("parameters_dense", "parameters_kept", "kept_fraction")},
@@ -67,6 +57,23 @@ def compressed_row(cfg: DictConfig) -> dict:
         "peak_memory_bytes": peak_memory(),
         "worst_status": max((str(each.status) for each in result.layers), key=_STATUSES.index),
     }
+    return [row]
+
+
+def compressed(cfg: DictConfig, network: RealNetwork) -> tuple[CompressionResult, dict]:
+    """Compress a network as a config says; and the seconds that it took, see `compressed_rows`."""
+    started = time.perf_counter()
+    captured = ddlr.capture_layers(
+        network.model, network.data.calibration, layers=network.layers, forward=network.forward
+    )
+    took = {"seconds_capture": time.perf_counter() - started}
+    started = time.perf_counter()
+    options = _options(cfg, network)
+    took["seconds_search"] = time.perf_counter() - started
+    started = time.perf_counter()
+    result = _compressed(cfg, network, captured, options)
+    took["seconds"] = time.perf_counter() - started
+    return result, took
 
 
 # From best to worst.
@@ -98,7 +105,7 @@ def _deciding(cfg: DictConfig) -> dict:
     return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in names}
 
 
-def in_fresh_process(function: Callable[[DictConfig], dict], cfg: DictConfig) -> dict:
+def in_fresh_process(function: Callable[[DictConfig], list[dict]], cfg: DictConfig) -> list[dict]:
     """Call a function in a process of its own, so that memory is that of this run alone."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, (cfg,))
