@@ -78,3 +78,18 @@ def test_an_unknown_task_is_named(folder):
     done = command(folder, "task=captures")
     assert done.returncode != 0
     assert "task is 'captures'; choose one of compress, capture" in done.stderr
+
+
+def test_a_compressed_network_is_timed_beside_the_original(folder):
+    timing = ("task=latency", "goal.kept_fraction=0.6", "latency.rounds=2", "latency.threads=[1]")
+    done = command(folder, *timing)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(folder / "results/real_latency.csv")
+    assert len(table) == 2 * 2 * 2  # forms, engines and batches
+    assert (table["file_bytes"] < table["file_bytes_dense"]).all()
+    ratio = table["microseconds_dense"] / table["microseconds"]
+    assert (table["speedup"] / ratio - 1).abs().max() < 1e-4
+    compressed = pd.read_csv(folder / "results/real.csv").query("wanted == 0.6")
+    assert set(table["settings"]) == set(compressed["settings"])
+    assert (table["quality"] - compressed["quality"].item()).abs().max() < 1e-3
+    assert "has this run already" in command(folder, *timing).stdout

@@ -18,13 +18,14 @@ CHECKPOINTS = f"checkpoint_dir={REPOSITORY}/results/checkpoints"
 
 @pytest.mark.slow
 def test_the_command_writes_a_row_for_each_method_form_engine_and_batch(tmp_path):
-    others = pd.DataFrame(
-        [
-            {"dataset": "mnist", "model": "other", "microseconds": 1.0},
-            {"dataset": "digits", "model": "mlp_digits", "microseconds": 2.0},
-        ]
-    )
-    others.to_csv(tmp_path / "inference.csv", index=False)
+    known = ["dataset", "model", "method", "engine", "microseconds"]
+    others = [
+        ("mnist", "other", "magnitude", "torch", 1.0),
+        ("digits", "mlp_digits", "nettrim", "torch", 2.0),
+        ("digits", "mlp_digits", "magnitude", "compiled", 3.0),
+        ("digits", "mlp_digits", "magnitude", "torch", 4.0),
+    ]
+    pd.DataFrame(others, columns=known).to_csv(tmp_path / "inference.csv", index=False)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.inference", DIGITS, CHECKPOINTS),
@@ -39,9 +40,9 @@ def test_the_command_writes_a_row_for_each_method_form_engine_and_batch(tmp_path
     )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "inference.csv")
-    # Of the two rows that were there that of another network stays.
-    assert table.iloc[0]["model"] == "other"
-    table = table.iloc[1:]
+    # Of the rows that were there only that of the same network, method and engine is replaced.
+    assert list(table[known].itertuples(index=False, name=None))[:3] == others[:3]
+    table = table.iloc[3:]
     wanted = [
         ("mlp_digits", method, form, engine, 1, batch)
         for method in ("fewest_weights", "magnitude")
