@@ -255,6 +255,31 @@ def test_pages_say_how_many_rows_are_of_earlier_code():
     assert f"{chosen} rows (`chosen_by_factors`)" in prose(RESULTS)
 
 
+def test_the_times_of_the_fully_connected_layers_are_those_of_the_table():
+    said = table_after(text_of(REPOSITORY / "docs/performance.md"), "| network, method |")
+    runs = results("inference").query("threads == 1 and engine != 'compiled'")
+    titles = ["LeNet-300-100", "784-300-1000-100-10", "LeNet-5", "Net-Trim's conv net"]
+    models = dict(zip([*titles, "VGG-style net"], NETWORKS, strict=True))
+    methods = {**ROWS, "DDLR": ["ddlr"]}
+    for name, cells in said.items():
+        if name == "network, method":
+            continue
+        network, _, method = name.partition(", ")
+        rows = runs[(runs["model"] == models[network]) & runs["method"].isin(methods[method])]
+        speedup = rows.set_index(["form", "batch", "engine"])["speedup"]
+        kept, promised = rows["kept_fraction"].iloc[0], rows["promised"].iloc[0]
+        stored, fused = speedup["stored", 256], speedup["fused", 256]
+        assert cells == [
+            f"{100 * kept:.1f}",
+            f"{promised:.1f}",
+            f"{stored['torch']:.1f} / {stored['onnxruntime']:.1f}",
+            f"{fused['torch']:.1f} / {fused['onnxruntime']:.1f}",
+            f"{fused.max() / promised:.2f}",
+            f"{speedup['fused', 1].max():.1f}",
+        ], name
+    assert len(said) - 1 == len(runs[["model", "method"]].drop_duplicates())
+
+
 def test_the_qualities_of_the_face_detector_are_those_of_the_table():
     text = (REPOSITORY / "docs/real-networks.md").read_text()
     table, runs = table_after(text, "**Face detector.** Quality, and"), results("real")
