@@ -280,6 +280,23 @@ def test_the_times_of_the_fully_connected_layers_are_those_of_the_table():
     assert len(said) - 1 == len(runs[["model", "method"]].drop_duplicates())
 
 
+def test_the_times_of_networks_that_others_trained_are_those_of_the_table():
+    text = text_of(REPOSITORY / "docs/real-networks.md")
+    said = table_after(text, "| network, method | torch, 1 |")
+    stored = results("real_latency").query("form == 'stored' and threads == 1")
+    models = {"sentence encoder": "sentence_encoder", "RNet": "mtcnn_rnet", "ONet": "mtcnn_onet"}
+    for name, cells in list(said.items())[1:]:
+        network, _, method = name.partition(", ")
+        rows = stored[(stored["network"] == models[network]) & stored["method"].isin(ROWS[method])]
+        speedup = rows.set_index(["engine", "batch"])["speedup"]
+        sizes = [rows[column].iloc[0] / 1e6 for column in ("file_bytes", "file_bytes_dense")]
+        wanted = [
+            speedup[engine, batch] for engine in ("torch", "onnxruntime") for batch in (1, 32)
+        ]
+        assert cells == [f"{value:.2f}" for value in wanted + sizes], name
+    assert len(said) - 1 == len(stored[["network", "method"]].drop_duplicates())
+
+
 def test_the_qualities_of_the_face_detector_are_those_of_the_table():
     text = (REPOSITORY / "docs/real-networks.md").read_text()
     table, runs = table_after(text, "**Face detector.** Quality, and"), results("real")
