@@ -39,18 +39,28 @@ def size_at_drop(sizes: np.ndarray, drops: np.ndarray, drop: float) -> float:
     return float(np.exp(high + share * (low - high)))
 
 
-def at_sizes(rows: pd.DataFrame, column: str, sizes: float | np.ndarray) -> np.ndarray:
-    """A column of one seed's runs at given kept fractions, interpolated in their logarithm.
+def at_sizes(
+    rows: pd.DataFrame,
+    column: str,
+    sizes: float | np.ndarray,
+    fraction: str = "kept_fraction",
+) -> np.ndarray:
+    """A column of one seed's runs at given fractions kept, interpolated in their logarithm.
 
     NaN outside the measured ones. A network without weights is left out: it has no logarithm.
+    `fraction` is the column that has the sizes, one of `FRACTIONS`.
     """
-    points = rows[rows["kept_fraction"] > 0].sort_values("kept_fraction")
-    measured = np.log(points["kept_fraction"])
+    points = rows[rows[fraction] > 0].sort_values(fraction)
+    measured = np.log(points[fraction])
     return np.interp(np.log(sizes), measured, points[column], left=np.nan, right=np.nan)
 
 
-def sizes_by_seed(rows: pd.DataFrame, drop: float) -> tuple[list[float], list[float], bool]:
+def sizes_by_seed(
+    rows: pd.DataFrame, drop: float, fraction: str = "kept_fraction"
+) -> tuple[list[float], list[float], bool]:
     """The size at a held-out drop for each seed of a variant, and what it costs on the test set.
+
+    `fraction` is the column that has the sizes, one of `FRACTIONS`.
 
     Returns
     -------
@@ -61,11 +71,11 @@ def sizes_by_seed(rows: pd.DataFrame, drop: float) -> tuple[list[float], list[fl
     """
     sizes, test_drops, at_most = [], [], False
     for _, of_seed in rows.groupby("seed"):
-        kept = of_seed["kept_fraction"].to_numpy()
+        kept = of_seed[fraction].to_numpy()
         size = size_at_drop(kept, of_seed["accuracy_drop_held_out"].to_numpy(), drop)
         sizes.append(size)
         # Not outside the measured sizes by a rounding error.
         within = np.clip(size, kept.min(), kept.max())
-        test_drops.append(at_sizes(of_seed, "accuracy_drop", within))
+        test_drops.append(at_sizes(of_seed, "accuracy_drop", within, fraction))
         at_most |= size == kept.min()
     return sizes, test_drops, at_most

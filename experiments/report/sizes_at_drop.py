@@ -1,4 +1,4 @@
-"""Targets of size: the weights kept at an equal drop of accuracy, ours and the baselines'."""
+"""Targets of size: weights or bytes kept at an equal drop of accuracy, ours and the baselines'."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,10 +8,18 @@ import pandas as pd
 
 from experiments.report.curves import sizes_by_seed
 from experiments.report.outcomes import TargetOutcome
-from experiments.report.tables import GROUP, with_all_seeds
+from experiments.report.tables import FRACTIONS, GROUP, with_all_seeds
 from experiments.report.variants import A_SIZE, LAYER_REFITS, OURS, is_baseline, variant_words
 
-LARGEST_DROP = 1.0  # points of held-out accuracy at which sizes are compared
+
+@dataclass(frozen=True)
+class Asked:
+    """Which sizes are asked for: of a network, at a held-out drop in points, counted so."""
+
+    model: str
+    drop: float = 1.0
+    refits: tuple[str, ...] = LAYER_REFITS
+    counted: str = "weights"  # or "bytes"
 
 
 @dataclass(frozen=True)
@@ -36,25 +44,23 @@ class Size:
         return f"{text}, {self.variant}"
 
 
-def small_enough(
-    sweeps: pd.DataFrame, model: str, refits: tuple[str, ...], limit: float
-) -> TargetOutcome:
+def small_enough(sweeps: pd.DataFrame, asked: Asked, limit: float) -> TargetOutcome:
     """The smallest size of ours at the drop is within the limit."""
-    best = smallest(our_sizes(sweeps, model, refits))
+    best = smallest(our_sizes(sweeps, asked))
     if best is None:
         return TargetOutcome()
     return TargetOutcome(bool(best.mean <= limit), best.percent, f"{best.test_drop:.2f}")
 
 
-def smaller_than_baselines(sweeps: pd.DataFrame, model: str, limit: float) -> TargetOutcome:
-    """Our size at the drop over that of the best baseline, both without refit of the network.
+def smaller_than_baselines(sweeps: pd.DataFrame, asked: Asked, limit: float) -> TargetOutcome:
+    """Our size at the drop over that of the best baseline.
 
     Each is the best of all numbers of calibration samples and ridges, by the held-out size. Where
     the baseline may be smaller still than it was measured, the target is not met.
     """
-    runs = with_all_seeds(sweeps)
-    runs = runs[(runs["model"] == model) & is_baseline(runs) & runs["refit"].isin(LAYER_REFITS)]
-    ours, best = smallest(our_sizes(sweeps, model, LAYER_REFITS)), smallest(sizes(runs))
+    runs = _of_network(sweeps, asked)
+    runs = runs[is_baseline(runs)]
+    ours, best = smallest(our_sizes(sweeps, asked)), smallest(sizes(runs, asked))
     if ours is None or best is None:
         return TargetOutcome()
     ratio = ours.mean / best.mean
@@ -68,21 +74,24 @@ def smaller_than_baselines(sweeps: pd.DataFrame, model: str, limit: float) -> Ta
     )
 
 
-def our_sizes(sweeps: pd.DataFrame, model: str, refits: tuple[str, ...]) -> list[Size]:
-    runs = with_all_seeds(sweeps)
-    runs = runs[runs["model"] == model]
-    are_ours = runs["method"].isin(OURS) & runs["refit"].isin(refits) & (runs["goal"] == A_SIZE)
-    return sizes(runs[are_ours])
+def our_sizes(sweeps: pd.DataFrame, asked: Asked) -> list[Size]:
+    runs = _of_network(sweeps, asked)
+    return sizes(runs[runs["method"].isin(OURS) & (runs["goal"] == A_SIZE)], asked)
 
 
-def sizes(runs: pd.DataFrame) -> list[Size]:
+def sizes(runs: pd.DataFrame, asked: Asked) -> list[Size]:
     """The size at the drop of each method, variant and goal; not where a seed is never within."""
-    of_groups = [_size(key, rows) for key, rows in runs.groupby(GROUP)]
+    of_groups = [_size(key, rows, asked) for key, rows in runs.groupby(GROUP)]
     return [size for size in of_groups if size is not None]
 
 
-def _size(key: tuple, rows: pd.DataFrame) -> Size | None:
-    at_drop, test_drops, at_most = sizes_by_seed(rows, LARGEST_DROP)
+def _of_network(sweeps: pd.DataFrame, asked: Asked) -> pd.DataFrame:
+    runs = with_all_seeds(sweeps)
+    return runs[(runs["model"] == asked.model) & runs["refit"].isin(asked.refits)]
+
+
+def _size(key: tuple, rows: pd.DataFrame, asked: Asked) -> Size | None:
+    at_drop, test_drops, at_most = sizes_by_seed(rows, asked.drop, FRACTIONS[asked.counted])
     if np.isnan(at_drop).any():
         return None
     over_seeds = (np.mean(at_drop), min(at_drop), max(at_drop))

@@ -25,7 +25,7 @@ def curve(
     test_drops: tuple[float, ...] | None = None,
 ) -> pd.DataFrame:
     rows = [
-        {"seed": seed, "wanted": kept, "kept_fraction": kept}
+        {"seed": seed, "wanted": kept, "kept_fraction": kept, "bytes_fraction": 1.2 * kept}
         | {"accuracy_drop_held_out": drop, "accuracy_drop": test, "accuracy": 98 - test}
         for kept, drop, test in zip(
             (size / 2, size, 2 * size), drops, test_drops or drops, strict=True
