@@ -67,6 +67,8 @@ def main(cfg: DictConfig) -> None:
 def merge(path: Path, rows: pd.DataFrame) -> None:
     """Put rows into a table, in place of those with the same `run`, and write it in one step."""
     added = rows["run"].nunique()
+    # A column of None alone would make objects of the numbers that it is put below.
+    rows = rows.where(rows.notna(), float("nan")).infer_objects()
     if path.is_file():
         earlier = pd.read_csv(path, dtype={"run": str})
         rows = pd.concat([earlier[~earlier["run"].isin(rows["run"])], rows], ignore_index=True)

@@ -49,6 +49,13 @@ def test_only_finished_runs_are_in_the_tables_and_failed_ones_are_named(tmp_path
     assert set(pd.read_csv(tables / "sizes.csv")["fraction"]) == {0.5, 0.25}
 
 
+def test_a_column_without_values_leaves_the_numbers_of_earlier_rows_as_they_were(tmp_path):
+    path = tmp_path / "table.csv"
+    for run, gaps in {"a": [0.0, 0.123456789012], "b": [None, None]}.items():
+        merge(path, pd.DataFrame({"run": run, "relative_gap": gaps}))
+    assert path.read_text().split() == ["run,relative_gap", "a,0", "a,0.12345679", "b,", "b,"]
+
+
 def test_sizes_follow_from_rows_of_earlier_records_too(tmp_path):
     records = tmp_path / "records"
     records.mkdir()
