@@ -24,6 +24,10 @@ LAYER_REFITS = ("none", "layer")
 NETWORK_REFIT = "network"
 A_SIZE = "kept_fraction"  # the goal of runs that are to be of a given size
 USUAL_SAMPLES = 5000  # of calibration
+CASCADE_BOUND_WORDS = {
+    "inherited": "its own rule for the bounds",
+    "reached": "sizes of parallel order",
+}
 VARIANT_WORDS = {
     ("none", "parallel"): "parallel, no refit",
     ("none", "cascade"): "cascade, no refit",
@@ -83,8 +87,9 @@ def variant_words(names: Sequence[str], key: tuple) -> str:
         words.append("hinge set")
     if settings.get("goal") == ONE_TOLERANCE:
         words.append("one tolerance")
-    if settings.get("cascade_bound", USUAL_CASCADE_BOUND) != USUAL_CASCADE_BOUND:
-        words.append("its own rule for the bounds")
+    bound = settings.get("cascade_bound", USUAL_CASCADE_BOUND)
+    if bound != USUAL_CASCADE_BOUND:
+        words.append(CASCADE_BOUND_WORDS[bound])
     if settings.get("ridge", USUAL_RIDGE) != USUAL_RIDGE:
         words.append(f"ridge {settings['ridge']:g}")
     if settings.get("calibration_samples", USUAL_SAMPLES) != USUAL_SAMPLES:
