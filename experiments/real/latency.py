@@ -3,7 +3,7 @@
 import pandas as pd
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.benchmarks.deployed import FORMS, Deployed, speedups, stored_file, times
 from experiments.metrics import size_measures
@@ -41,5 +41,13 @@ def latency_rows(cfg: DictConfig) -> list[dict]:
         for form, made in FORMS.items()
     ]
     judging = network.data.judging
-    measured = times(deployed, judging[len(judging) // 2], **OmegaConf.to_container(cfg.latency))
+    measured = times(
+        deployed,
+        judging[len(judging) // 2],
+        batches=cfg.latency.batches,
+        threads=sorted(set(cfg.latency.threads)),
+        engines=cfg.latency.engines,
+        rounds=cfg.latency.rounds,
+        seconds=cfg.latency.seconds,
+    )
     return list(speedups(pd.DataFrame(measured), {cfg.method.name: about}))

@@ -44,7 +44,7 @@ def equal_drop(sizes: pd.DataFrame) -> Figure | None:
     panels = [
         (drop, counted) for drop in sorted(sizes["largest_drop"].unique()) for counted in FRACTIONS
     ]
-    figure, grid = panel_grid(len(panels), 1, width=max(8.0, 2.4 * len(models)), height=2.8)
+    figure, grid = panel_grid(len(panels), 1, width=max(8.0, 2.9 * len(models)), height=2.8)
     width = 0.86 / len(bars)
     for axes, (drop, counted) in zip(grid.flat, panels, strict=True):
         for index, bar in enumerate(bars):
@@ -89,7 +89,7 @@ def _bars(sizes: pd.DataFrame) -> list[_Bar]:
         )
         for method in RIVALS
     ]
-    for method in (*RIVALS, "svd", "activation_svd", "magnitude", *OURS):
+    for method in (*RIVALS, "svd", "activation_svd", "magnitude", "alps", *OURS):
         name = "magnitude" if method in kinds else short_title(method)
         rows = of_methods(alone, *kinds.get(method, (method,)))
         bars.append(_Bar(method, f"{name}, at its best", rows, "full"))

@@ -86,7 +86,10 @@ def sizes(runs: pd.DataFrame, asked: Asked) -> list[Size]:
 
 
 def _of_network(sweeps: pd.DataFrame, asked: Asked) -> pd.DataFrame:
+    """The runs that are asked for; none of a table that does not count so."""
     runs = with_all_seeds(sweeps)
+    if FRACTIONS[asked.counted] not in runs:
+        return runs.iloc[:0]
     return runs[(runs["model"] == asked.model) & runs["refit"].isin(asked.refits)]
 
 
