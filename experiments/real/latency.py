@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from experiments.benchmarks.deployed import FORMS, Deployed, speedups, stored_file, times
 from experiments.metrics import size_measures
 from experiments.real.network import AsCalled
-from experiments.real.runs import choices, compressed
+from experiments.real.runs import choices, timed_compression
 
 
 def latency_rows(cfg: DictConfig) -> list[dict]:
@@ -23,7 +23,7 @@ def latency_rows(cfg: DictConfig) -> list[dict]:
     """
     torch.set_num_threads(cfg.threads)
     network = instantiate(cfg.network)
-    result, _ = compressed(cfg, network)
+    result, _ = timed_compression(cfg, network)
     dense, dense_file = stored_file(network.model, network.model)
     loaded, file = stored_file(result.model, network.model)
     sizes = size_measures(network.model, result.model, [each.name for each in result.layers])

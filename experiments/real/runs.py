@@ -43,7 +43,7 @@ def compressed_rows(cfg: DictConfig) -> list[dict]:
     """
     torch.set_num_threads(cfg.threads)
     network = instantiate(cfg.network)
-    result, took = compressed(cfg, network)
+    result, took = timed_compression(cfg, network)
     sizes = size_measures(network.model, result.model, [layer.name for layer in result.layers])
     row = {
         **choices(cfg),
@@ -60,7 +60,7 @@ def compressed_rows(cfg: DictConfig) -> list[dict]:
     return [row]
 
 
-def compressed(cfg: DictConfig, network: RealNetwork) -> tuple[CompressionResult, dict]:
+def timed_compression(cfg: DictConfig, network: RealNetwork) -> tuple[CompressionResult, dict]:
     """Compress a network as a config says; and the seconds that it took, see `compressed_rows`."""
     started = time.perf_counter()
     captured = ddlr.capture_layers(

@@ -59,15 +59,16 @@ def _size_target(asked: Asked, limit: float) -> Target:
 
 
 def _ratio_target(asked: Asked) -> Target:
+    # The limit of these two was there before today's rivals, and stays.
+    earlier = asked.model in CIFAR10 and asked.counted == "weights" and asked.drop == 1
+    limit = 0.7 if earlier else 0.8
     return Target(
         f"{NETWORK_TITLES[asked.model]}: our {asked.counted} at a drop of at most {asked.drop:g} "
         "points over those of the best baseline, no network refit",
-        f"<= {RATIO:g}",
-        partial(smaller_than_baselines, asked=asked, limit=RATIO),
+        f"<= {limit:g}",
+        partial(smaller_than_baselines, asked=asked, limit=limit),
     )
 
-
-RATIO = 0.8  # of our size and that of the best baseline
 
 TARGETS = (
     _size_target(Asked("lenet_300_100"), 0.023),
@@ -121,8 +122,8 @@ _EXPLANATION = f"""\
 Made by `python -m experiments.targets` from the tables in this folder; not edited by hand. *Ours*:
 {", ".join(METHOD_TITLES[method] for method in OURS)};
 {" and ".join(METHOD_TITLES[method] for method in STEPS_OF_OURS)}, a step of the ablation, counts on
-neither side. The limits of size were set when the fewest nonzeros and today's rivals joined, and
-replace larger ones. A *network refit* trains all layers together, without labels. Sizes are
+neither side. The limits of size were set anew when today's rivals joined; former ones of the
+same sizes were larger. A *network refit* trains all layers together, without labels. Sizes are
 fractions of the fully connected layers' weights or bytes, at a drop on held-out samples,
 interpolated in the logarithm of the size, means over seeds: of each method the smallest of its
 refits, orders, numbers of calibration samples and ridges. A variant of which a seed is never within
