@@ -142,6 +142,7 @@ def layer_options(
     tolerances: Sequence[float] = TOLERANCES,
     *,
     output: Output = "values",
+    largest: float | None = None,
     solved: Solved | None = None,
 ) -> dict[str, list[Option]]:
     """Compress each layer by itself at each tolerance, and measure what the network's outputs lose.
@@ -158,6 +159,10 @@ def layer_options(
     output : {"classes", "binary", "values"} or callable
         What the network's outputs are; it decides how far they are from the original ones on the
         calibration inputs, see `ddlr.outputs.divergence`.
+    largest : float, optional
+        A layer that keeps more weights than this is not looked at, and at smaller tolerances it is
+        not solved: the tolerances that are of use to a last layer are many times the work to a
+        first one.
     solved : dict, optional
         As for `ddlr.walk.compress_layers`.
     """
@@ -172,10 +177,13 @@ def layer_options(
         alone = captured.only([layer.name])
         inputs, outputs = int(layer.live_in.sum()), int(layer.live_out.sum())
         tried = [Option(0.0, layer.weight.numel(), 0.0, parameters_per_output=inputs)]
-        for tolerance in tolerances:
+        found = []
+        for tolerance in reversed(tolerances):
             result = compress_layers(model, alone, method, tolerance, settings, solved=solved)
             [report] = result.layers
-            if report.parameters_kept >= tried[-1].parameters:
+            if largest is not None and report.parameters_kept > largest:
+                break
+            if report.parameters_kept >= layer.weight.numel():
                 continue
             try:
                 moved = network_outputs(result.model, captured.batches)
@@ -185,9 +193,12 @@ def layer_options(
                 continue
             low_rank = report.form == "low_rank"
             per_output = report.rank if low_rank else report.parameters_kept // outputs
-            tried.append(
+            found.append(
                 Option(tolerance, report.parameters_kept, lost, report.inputs_dropped, per_output)
             )
+        for option in reversed(found):
+            if option.parameters < tried[-1].parameters:
+                tried.append(option)
         if not (
             method.drops_unread
             and following is not None

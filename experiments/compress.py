@@ -197,6 +197,9 @@ def network_goal(
             walk_of(cfg.method, workers=cfg.workers, solve_cache=solve_cache),
             tolerances,
             output="classes",
+            largest=None
+            if cfg.goal.largest_layer is None
+            else cfg.goal.largest_layer * prepared.captured.weights,
         ),
     )
     return dataclasses.replace(goal, options=options)

