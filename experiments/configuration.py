@@ -23,7 +23,7 @@ def cores() -> int:
 
 
 # What a node `goal` has beside goals.
-_HOW_GOALS_ARE_SOUGHT = ("tolerances", "allocation")
+_HOW_GOALS_ARE_SOUGHT = ("tolerances", "largest_layer", "allocation")
 
 
 def given_goals(goal: Mapping | None) -> dict:
