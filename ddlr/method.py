@@ -157,7 +157,9 @@ class Method:
             name: _OPTION_CHECKS[name](value) if name in _OPTION_CHECKS else value
             for name, value in given.items()
         }
-        on_patches = self.on_patches and self.on_patches.with_options(**given)
+        on_patches = self.on_patches and self.on_patches.with_options(
+            **{name: value for name, value in given.items() if name in self.on_patches.options}
+        )
         return dataclasses.replace(
             self,
             on_patches=on_patches,

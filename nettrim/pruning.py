@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ddlr.arguments import one_of
 from ddlr.calls import Forward, Samples
+from ddlr.compression import LOWEST_RANK
 from ddlr.goals import goal_of
 from ddlr.layers import store_linear
 from ddlr.method import LayerProblem, Method
@@ -16,6 +17,7 @@ from ddlr.reduced_rank import RIDGE
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 from ddlr.selection import Layers
 from nettrim.nonzeros import fewest_nonzeros, refit_nonzeros
+from nettrim.smallest import refit_smallest, smallest_layer, store_smallest
 from nettrim.sparse import refit_sparse, solve_sparse
 
 
@@ -28,6 +30,7 @@ def prune(
     constraint: str | None = None,
     penalise_bias: bool = False,
     selection: float | None = None,
+    minimise: str | None = None,
     refit: str = "none",
     order: str = "parallel",
     layers: Layers | None = None,
@@ -41,25 +44,30 @@ def prune(
 ) -> CompressionResult:
     """Make the fully connected layers of a trained network sparse, without retraining.
 
-    Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse` or `nettrim.fewest_nonzeros`
-    with the bound ``relative_tolerance * ||its output||_F``, and replaced by an `nn.Linear` with
-    that weight.
+    Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse`, `nettrim.fewest_nonzeros` or
+    `nettrim.smallest_layer` with the bound ``relative_tolerance * ||its output||_F``, and replaced
+    by an `nn.Linear` with that weight, or by a `ddlr.LowRankLinear` where the last finds one.
 
     Parameters, return value and errors are those of `ddlr.compress`. Different, or beside them:
 
     Parameters
     ----------
-    method : {"l1", "fewest_nonzeros"}
+    method : {"l1", "fewest_nonzeros", "smallest"}
         "l1" is the convex program of Net-Trim, with a certificate; "fewest_nonzeros" looks for the
         sparsest layer itself, see `nettrim.fewest_nonzeros`. It goes from the last layer backwards,
         and leaves out inputs where that frees the layer before from outputs, of which nothing is
-        promised then.
+        promised then. "smallest" gives each layer that form, sparse or of low rank on some of its
+        inputs, that is the smaller one, see `nettrim.smallest_layer`; a convolution, which can not
+        leave out single inputs, gets the lowest rank.
     selection : float, optional
-        Of "fewest_nonzeros": the share of each squared bound that goes into such inputs.
+        Of "fewest_nonzeros" and "smallest": the share of each squared bound that goes into such
+        inputs.
+    minimise : {"parameters", "bytes", "latency"}, optional
+        Of "smallest": what is to be small, the weights stored unless given.
     refit : {"none", "layer", "network"}
         "layer" moves each solved weight to a smaller output error: of "l1" on its support, see
         `nettrim.refit_sparse`, and of "fewest_nonzeros" with as many nonzeros, see
-        `nettrim.refit_nonzeros`. "network" then trains all nonzeros together towards the original
+        `nettrim.refit_nonzeros`; of "smallest" in the form it has. "network" then trains all nonzeros together towards the original
         outputs, without labels. See `ddlr.refit_network`.
     penalise_bias : bool
         Whether the bias counts in the l1 norm, as a further column of the weight. So it does in
@@ -71,7 +79,10 @@ def prune(
     arXiv 1806.06457: the parallel and the cascade scheme.
     """
     chosen = METHODS[one_of(method, "method", tuple(METHODS))].with_options(
-        constraint=constraint, penalise_bias=penalise_bias or None, selection=selection
+        constraint=constraint,
+        penalise_bias=penalise_bias or None,
+        selection=selection,
+        minimise=minimise,
     )
     return compress_network(
         model,
@@ -144,4 +155,15 @@ FEWEST_NONZEROS = Method(
     drops_unread=True,
     freeing_nothing={"selection": 0.0},
 )
-METHODS = {"l1": L1, "fewest_nonzeros": FEWEST_NONZEROS}
+SMALLEST = Method(
+    name="smallest",
+    solver=smallest_layer,
+    options={"ridge": RIDGE, "selection": 0.5, "minimise": "parameters"},
+    refit=refit_smallest,
+    refit_options={"ridge": RIDGE},
+    store=store_smallest,
+    drops_unread=True,
+    freeing_nothing={"selection": 0.0},
+    on_patches=LOWEST_RANK,
+)
+METHODS = {"l1": L1, "fewest_nonzeros": FEWEST_NONZEROS, "smallest": SMALLEST}
