@@ -97,6 +97,9 @@ class Method:
     prepare : callable, optional
         ``(method, captured layers, tolerances by name)`` to a method, for one that has to see all
         layers before it solves the first.
+    in_parts : bool
+        Whether the solver consists of solves that others may have made, and takes a `SolveCache`
+        for these, as ``cache``.
     one_tolerance : bool
         Whether all layers must have the same tolerance, so that there are no goals.
     on_patches : Method, optional
@@ -118,6 +121,7 @@ class Method:
     orders: tuple[str, ...] = ORDERS
     drops_unread: bool = False
     prepare: Callable[..., "Method"] | None = None
+    in_parts: bool = False
     one_tolerance: bool = False
     on_patches: "Method | None" = None
     of_kernel: "Callable[[Method, Kernel], Method] | None" = None
@@ -211,6 +215,8 @@ def solve_problem(
     try:
         if cache is None:
             solved = method.solver(*arguments, **options)
+        elif method.in_parts:
+            solved = method.solver(*arguments, **options, cache=cache)
         else:
             solved = cache(method.solver, *arguments, **options)
     except ConvergenceError as error:

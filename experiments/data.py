@@ -211,7 +211,7 @@ def _of_idx_files(
     sha256: dict[str, str],
     sources: dict[str, Callable[[Path], Path]],
 ) -> tuple[Tensor, Tensor, Split, dict[str, str]]:
-    """A data set of torchvision that lies in MNIST's four files, with sources other than its own."""
+    """A data set of torchvision that lies in MNIST's four files, with sources beside its own."""
 
     def fetch_by_torchvision(scratch: Path) -> Path:
         dataset(scratch, download=True)

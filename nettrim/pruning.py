@@ -67,8 +67,8 @@ def prune(
     refit : {"none", "layer", "network"}
         "layer" moves each solved weight to a smaller output error: of "l1" on its support, see
         `nettrim.refit_sparse`, and of "fewest_nonzeros" with as many nonzeros, see
-        `nettrim.refit_nonzeros`; of "smallest" in the form it has. "network" then trains all nonzeros together towards the original
-        outputs, without labels. See `ddlr.refit_network`.
+        `nettrim.refit_nonzeros`; of "smallest" in the form it has. "network" then trains all that
+        is stored together towards the original outputs, without labels. See `ddlr.refit_network`.
     penalise_bias : bool
         Whether the bias counts in the l1 norm, as a further column of the weight. So it does in
         Net-Trim's own code; here it is free unless asked for.
@@ -164,6 +164,7 @@ SMALLEST = Method(
     store=store_smallest,
     drops_unread=True,
     freeing_nothing={"selection": 0.0},
+    in_parts=True,
     on_patches=LOWEST_RANK,
 )
 METHODS = {"l1": L1, "fewest_nonzeros": FEWEST_NONZEROS, "smallest": SMALLEST}

@@ -14,7 +14,7 @@ from ddlr.input_selection import fewest_weights
 from ddlr.inputs import CentredInputs
 from ddlr.latency import fastest_times, rows_of
 from ddlr.layers import store_linear
-from ddlr.method import LayerProblem
+from ddlr.method import LayerProblem, SolveCache
 from ddlr.problem import WarmStart
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import ConvergenceError, SolverResult
@@ -35,6 +35,7 @@ def smallest_layer(
     selection: float = 0.0,
     minimise: str = "parameters",
     warm_start: WarmStart | SolverResult | None = None,
+    cache: SolveCache | None = None,
 ) -> SolverResult:
     """Find the layer of the smallest form whose outputs stay within the radius of the targets.
 
@@ -52,6 +53,9 @@ def smallest_layer(
         What size is: the weights stored; their bytes with all indices; or the measured seconds of
         the layer as it is deployed, for 256 samples at once, with the threads that torch has, so
         that the answer depends on the machine. See `ddlr.layer_size`, `ddlr.compact`.
+    cache : callable, optional
+        Called as ``cache(function, *arguments, **keywords)`` for each of the two searches; it may
+        answer with what it knows of an equal call.
 
     Returns
     -------
@@ -62,9 +66,10 @@ def smallest_layer(
     began = time.perf_counter()
     inputs = CentredInputs.of(inputs)
     shared = {"activation": activation, "ridge": ridge, "warm_start": warm_start}
+    searches = {fewest_weights: shared, fewest_nonzeros: shared | {"selection": selection}}
     tried = [
-        _within_radius(fewest_weights, inputs, targets, radius, **shared),
-        _within_radius(fewest_nonzeros, inputs, targets, radius, **shared, selection=selection),
+        _within_radius(cache, search, inputs, targets, radius, **options)
+        for search, options in searches.items()
     ]
     found = [each for each in tried if isinstance(each, SolverResult)]
     if not found:
@@ -109,10 +114,12 @@ def is_low_rank(weight: Tensor) -> bool:
 
 
 def _within_radius(
-    solve: Callable[..., SolverResult], *arguments, **options
+    cache: SolveCache | None, search: Callable[..., SolverResult], *arguments, **options
 ) -> SolverResult | ConvergenceError:
     try:
-        return solve(*arguments, **options)
+        if cache is None:
+            return search(*arguments, **options)
+        return cache(search, *arguments, **options)
     except ConvergenceError as error:
         return error
 

@@ -19,6 +19,9 @@ from experiments.runs.records import write_whole
 METHOD_STYLES = {
     "fewest_weights": {"color": "#000000", "marker": "*"},
     "fewest_nonzeros": {"color": "#B22222", "marker": "p"},
+    "smallest": {"color": "#1F3A93", "marker": "X"},
+    "smallest_bytes": {"color": "#1F3A93", "marker": "D"},
+    "smallest_latency": {"color": "#1F3A93", "marker": "<"},
     "lowest_rank": {"color": "#6A1B7A", "marker": "d"},
     "ddlr": {"color": "#0072B2", "marker": "o"},
     "nettrim": {"color": "#D55E00", "marker": "s"},
@@ -31,6 +34,7 @@ METHOD_STYLES = {
     "osscar": {"color": "#5F9EA0", "marker": "H"},
     "double_sparse": {"color": "#808000", "marker": "8"},
     "sparse_low_rank": {"color": "#2F4F4F", "marker": "1"},
+    "low_rank_plus_sparse": {"color": "#A0522D", "marker": "2"},
     "magnitude": {"color": "#CC79A7", "marker": "P"},
     "magnitude_global": {"color": "#4D4D4D", "marker": "X"},
     "ddlr_cvxpy": {"color": "#0072B2", "marker": "x"},

@@ -22,17 +22,22 @@ NETWORK_TITLES = {
     "lenet_300_100": "LeNet-300-100 on MNIST",
     "fc_nettrim": "784-300-1000-100-10 on MNIST",
     "lenet5": "LeNet-5 on MNIST, FC layers",
+    "fc_nettrim_fashion": "784-300-1000-100-10 on Fashion-MNIST",
     "convnet_nettrim": "Net-Trim's conv net on CIFAR-10, FC layers",
     "vgg_small": "VGG-style net on CIFAR-10, FC layers",
     "mlp_digits": "MLP 64-48-32-10 on digits",
 }
 MNIST = ("lenet_300_100", "fc_nettrim", "lenet5")
+FASHION = ("fc_nettrim_fashion",)
 CIFAR10 = ("vgg_small", "convnet_nettrim")
+# One architecture on several data sets is several networks. These have a name of their own.
+_NETWORKS_BY_DATASET = {("fashion_mnist", "fc_nettrim"): "fc_nettrim_fashion"}
 # For axes, in two lines at most.
 SHORT_TITLES = {
     "lenet_300_100": "LeNet-\n300-100",
     "fc_nettrim": "784-300-\n1000-100-10",
     "lenet5": "LeNet-5,\nFC layers",
+    "fc_nettrim_fashion": "784-300-\n..., Fashion",
     "convnet_nettrim": "Net-Trim's\nconv net",
     "vgg_small": "VGG-style\nnet",
     "mlp_digits": "MLP on\ndigits",
@@ -40,6 +45,9 @@ SHORT_TITLES = {
 METHOD_TITLES = {
     "fewest_weights": "fewest weights (rank and inputs)",
     "fewest_nonzeros": "fewest nonzeros",
+    "smallest": "smallest form",
+    "smallest_bytes": "smallest form, by bytes",
+    "smallest_latency": "fastest form",
     "lowest_rank": "lowest rank",
     "ddlr": "DDLR (nuclear norm)",
     "nettrim": "Net-Trim (l1)",
@@ -52,6 +60,7 @@ METHOD_TITLES = {
     "osscar": "OSSCAR and low rank",
     "double_sparse": "double sparse factors",
     "sparse_low_rank": "sparse plus low rank",
+    "low_rank_plus_sparse": "low rank plus sparse, convex",
     "magnitude": "magnitude, a threshold a layer",
     "magnitude_global": "magnitude, one threshold",
     "ddlr_cvxpy": "DDLR, cone solver",
@@ -76,8 +85,15 @@ SETTING = [*GROUP, "wanted"]
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table, with the keys of runs as text also where they consist of digits."""
+    """A table, with the keys of runs as text also where they consist of digits.
+
+    A `model` that is trained on several data sets is named as one network for each.
+    """
     table = pd.read_csv(path, dtype={"run": str})
+    for (dataset, model), name in _NETWORKS_BY_DATASET.items():
+        if {"dataset", "model"} <= set(table):
+            is_network = (table["dataset"] == dataset) & (table["model"] == model)
+            table.loc[is_network, "model"] = name
     if "relative_tolerance" in table and "calibration_samples" in table:
         table = with_choices(table)
     if {"bytes_stored", "bytes_dense"} <= set(table):

@@ -13,9 +13,17 @@ from experiments.runs.records import ONE_TOLERANCE, USUAL_CASCADE_BOUND, USUAL_R
 # The two that are compared, and offered each refit and order alike.
 RIVALS = ("ddlr", "nettrim")
 # What this project puts beside them, from the more to the fewer weights.
-OURS = ("lowest_rank", "fewest_weights", "fewest_nonzeros")
-# Ours without its search, run for the ablation: no rival of ours, and not what is aimed at.
-STEPS_OF_OURS = ("activation_svd_selected",)
+OURS = (
+    "lowest_rank",
+    "fewest_weights",
+    "fewest_nonzeros",
+    "smallest",
+    "smallest_bytes",
+    "smallest_latency",
+)
+# Ours without its search, run for the ablation, and the convex program that ours of both structures
+# stands beside: no rivals of ours, and not what is aimed at.
+STEPS_OF_OURS = ("activation_svd_selected", "low_rank_plus_sparse")
 # Refit and order: as in the paper, then from the best that was tried downwards.
 AS_PUBLISHED = ("none", "parallel")
 IMPROVED = (("layer", "cascade"), ("layer", "parallel"), ("none", "cascade"))

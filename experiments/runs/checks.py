@@ -19,6 +19,7 @@ from experiments.data import TRAINING_SAMPLES, training_samples
 from experiments.methods.balf import ALLOCATIONS
 from experiments.runs.tracking import MODES, NAMES
 from experiments.runs.units import goal_of
+from nettrim.smallest import MEASURES
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ SETTINGS = {
     "method.order": one_of(*ORDERS),
     "method.ridge": number(0, 0.01, open_below=True),
     "method.selection": number(0, 0.5, high=0.99),
+    "method.minimise": one_of(*MEASURES),
+    "method.sparsity_weight": number(0, 0.05, open_below=True).or_null(),
     "method.block_size": whole(1, 128),
     "method.penalise_bias": YES_OR_NO,
     "method.tolerance": number(0, 0.01, open_below=True),
