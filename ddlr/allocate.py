@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddlr.captured import CapturedLayers, released
-from ddlr.goals import TOLERANCES, Option, as_tolerances
+from ddlr.goals import TOLERANCES, Allocation, Option, as_tolerances
 from ddlr.method import Method
 from ddlr.outputs import Output, OutputError, check_outputs, divergence, network_outputs
 from ddlr.walk import Solved, WalkSettings, compress_layers
@@ -17,15 +17,6 @@ from ddlr.walk import Solved, WalkSettings, compress_layers
 log = logging.getLogger(__name__)
 
 _FRONTIER_AT_MOST = 4096
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """A tolerance for each layer, with the sums of the weights and of the divergences."""
-
-    parameters: int
-    divergence: float
-    tolerances: Mapping[str, float]
 
 
 def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:

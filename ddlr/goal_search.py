@@ -2,16 +2,19 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
 
-from ddlr.allocate import Allocation, frontier, layer_options
+from ddlr.allocate import frontier, layer_options
 from ddlr.captured import CapturedLayers
 from ddlr.goals import (
+    Allocation,
     Goal,
+    Option,
     SettledGoal,
     budget_of,
     check_refit_of,
@@ -20,14 +23,18 @@ from ddlr.goals import (
     output_error,
     settled,
 )
+from ddlr.measured_allocation import measured_frontier
 from ddlr.method import Method
 from ddlr.network_bound import output_bound
 from ddlr.network_refit import refit_if_asked
-from ddlr.outputs import Output, OutputError, network_outputs
+from ddlr.outputs import Output, OutputError, divergence, network_outputs
 from ddlr.result import CompressionResult, GoalReport
 from ddlr.walk import Solved, WalkSettings, compress_layers
 
 log = logging.getLogger(__name__)
+
+# Of a budget: between these networks are tried out for it.
+_LEAST, _MOST = 0.5, 1.1
 
 
 def compress_to_goal(
@@ -85,7 +92,35 @@ def compress_to_goal(
             solved=solved,
         )
     networks = Networks(model, captured, method, settings, refit, to_meet.output, solved)
-    return reach(to_meet, networks, frontier(options))
+    allocations = goal.allocations or frontier(options)
+    if goal.trials and goal.allocations is None:
+        budget = budget_of(to_meet, captured)
+        sizes = (0.0, math.inf) if budget is None else (_LEAST * budget, _MOST * budget)
+        allocations = measured_allocations(networks, options, trials=goal.trials, sizes=sizes)
+    return reach(to_meet, networks, allocations)
+
+
+def measured_allocations(
+    networks: "Networks",
+    options: Mapping[str, Sequence[Option]],
+    *,
+    trials: int,
+    sizes: tuple[float, float],
+) -> list[Allocation]:
+    """As `ddlr.measured_allocation.measured_frontier`, of networks compressed layer by layer."""
+    original = network_outputs(networks.model, networks.captured.batches)
+
+    def measure(tolerances: Mapping[str, float]) -> Allocation:
+        result = networks.by_layer(tolerances)
+        try:
+            moved = network_outputs(result.model, networks.captured.batches)
+            lost = divergence(original, moved, networks.output or "values")
+        except OutputError as error:
+            log.warning("a network is left out: %s", error)
+            lost = math.inf
+        return Allocation(kept_weights(result), lost, tolerances, measured=True)
+
+    return measured_frontier(measure, frontier(options), options, trials=trials, sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -203,6 +238,8 @@ class _Trial:
 
     @cached_property
     def size(self) -> int:
+        if self.allocation.measured:
+            return self.allocation.parameters
         if self._networks.settings.keeps_sizes and not self.is_made:
             return self._networks.size(self.allocation.tolerances)
         return kept_weights(self.by_layer)

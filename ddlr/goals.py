@@ -31,6 +31,19 @@ _NORMAL_QUANTILE = 2.576  # of an interval that holds 99 %
 
 
 @dataclass(frozen=True)
+class Allocation:
+    """A tolerance for each layer, with the sums of the weights and of the divergences.
+
+    `measured` says that both are those of the network that was made with these tolerances.
+    """
+
+    parameters: int
+    divergence: float
+    tolerances: Mapping[str, float]
+    measured: bool = False
+
+
+@dataclass(frozen=True)
 class Option:
     """A layer at one tolerance: the weights that it keeps, and what that does to the network.
 
@@ -91,6 +104,12 @@ class Goal:
         Those that each layer is tried at.
     options : mapping of layer name to sequence of Option, optional
         What `ddlr.allocate.layer_options` measured for each layer, where it is known already.
+    trials : int
+        How many networks are made to find better allocations of tolerances to layers than the
+        curves of single layers add up to, see `ddlr.measured_allocation`. Each costs as much as
+        the network that is returned. 0 for none.
+    allocations : sequence of Allocation, optional
+        What `measured_frontier` found, where it is known already.
 
     Raises
     ------
@@ -107,6 +126,8 @@ class Goal:
     held_out: HeldOut | None = field(default=None, repr=False)
     tolerances: Sequence[float] = TOLERANCES
     options: Mapping[str, Sequence[Option]] | None = field(default=None, repr=False)
+    trials: int = 0
+    allocations: Sequence[Allocation] | None = field(default=None, repr=False)
 
     def __post_init__(self):
         given = [name for name in GOALS if getattr(self, name) is not None]
@@ -118,6 +139,7 @@ class Goal:
         if self.held_out is not None and not self.on_held_out:
             raise ValueError(f"held_out is for {' and '.join(ON_HELD_OUT)}, not for {self.name}")
         object.__setattr__(self, "tolerances", as_tolerances(self.tolerances))
+        object.__setattr__(self, "trials", as_whole_number(self.trials, "trials"))
 
     @property
     def name(self) -> str:

@@ -23,14 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 import ddlr
 from ddlr import CompressionResult, Goal, GoalReport, LayerReport
 from ddlr.allocate import layer_options
+from ddlr.goal_search import Networks, measured_allocations
 from ddlr.goals import ON_HELD_OUT, TOLERANCES
 from ddlr.method import SolveCache
 from experiments.configuration import CONFIG_PATH, SettingError
 from experiments.methods.balf import energy_options
-from experiments.methods.configured import compress_as_configured, method_of, walk_of
+from experiments.methods.configured import (
+    compress_as_configured,
+    method_of,
+    walk_of,
+    whole_walk_of,
+)
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
 from experiments.runs.checks import check_settings
-from experiments.runs.layer_options import remembered_options
+from experiments.runs.layer_options import remembered_allocations, remembered_options
 from experiments.runs.preparation import Prepared, prepare
 from experiments.runs.records import ONE_TOLERANCE, provenance, write_json
 from experiments.runs.solves import DiskSolveCache
@@ -202,7 +208,27 @@ def network_goal(
             else cfg.goal.largest_layer * prepared.captured.weights,
         ),
     )
-    return dataclasses.replace(goal, options=options)
+    if not cfg.goal.trials:
+        return dataclasses.replace(goal, options=options)
+    networks = Networks(
+        prepared.network,
+        prepared.captured,
+        method,
+        whole_walk_of(cfg.method, workers=cfg.workers, solve_cache=solve_cache),
+        output="classes",
+    )
+    shares = cfg.goal.trial_sizes
+    allocations = remembered_allocations(
+        cfg,
+        device,
+        lambda: measured_allocations(
+            networks,
+            options,
+            trials=cfg.goal.trials,
+            sizes=tuple(share * prepared.captured.weights for share in shares),
+        ),
+    )
+    return dataclasses.replace(goal, options=options, allocations=allocations)
 
 
 def _goal_measures(report: GoalReport | None) -> dict:

@@ -23,7 +23,13 @@ def cores() -> int:
 
 
 # What a node `goal` has beside goals.
-_HOW_GOALS_ARE_SOUGHT = ("tolerances", "largest_layer", "allocation")
+_HOW_GOALS_ARE_SOUGHT = (
+    "tolerances",
+    "largest_layer",
+    "trials",
+    "trial_sizes",
+    "allocation",
+)
 
 
 def given_goals(goal: Mapping | None) -> dict:

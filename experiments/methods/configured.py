@@ -1,5 +1,6 @@
 """What the node `method` of a config says: a method, its options, and how it goes over layers."""
 
+import dataclasses
 from collections.abc import Callable
 
 from hydra.utils import instantiate
@@ -31,6 +32,18 @@ def walk_of(
         raise_on_failure=node.get("raise_on_failure", True),
         workers=workers,
         solve_cache=_cache_for(method_of(node), solve_cache),
+    )
+
+
+def whole_walk_of(
+    node: DictConfig, *, workers: int = 1, solve_cache: SolveCache | None = None
+) -> WalkSettings:
+    """How layers are compressed one after the other, for `ddlr.goal_search.Networks`."""
+    return dataclasses.replace(
+        walk_of(node, workers=workers, solve_cache=solve_cache),
+        order=node.get("order", "parallel"),
+        refit_layers=layer_refit(node) == "layer",
+        cascade_bound=node.get("cascade_bound", "tolerance"),
     )
 
 

@@ -104,6 +104,8 @@ SETTINGS = {
     "goal.min_agreement": number(0, 0.99, high=1).or_null(),
     "goal.tolerances": several(number(0, 0.1)).or_null(),
     "goal.largest_layer": SHARE.or_null(),
+    "goal.trials": whole(0, 40),
+    "goal.trial_sizes": several(SHARE),
     "goal.allocation": one_of(*ALLOCATIONS),
     "experiment_name": TEXT,
     "rerun": YES_OR_NO,
@@ -173,6 +175,12 @@ def _check_goals(cfg: DictConfig) -> None:
                 "method.relative_tolerance alone"
             )
     _check_allocation(cfg, goals)
+    sizes = list(cfg.goal.get("trial_sizes") or ())
+    if cfg.goal.get("trials") and not (len(sizes) == 2 and sizes[0] < sizes[1]):
+        raise SettingError(
+            f"goal.trial_sizes is {sizes}; it must be the smallest and the largest share of "
+            "weights that networks are made for, as [0.01,0.1]"
+        )
     if not goals:
         return
     name, wanted = goal_of(cfg)  # raises where there are several
@@ -201,8 +209,8 @@ def _check_allocation(cfg: DictConfig, goals: dict) -> None:
 
 def _of_measured_allocation(cfg: DictConfig) -> list[str]:
     """What is given of the settings that decide at which tolerances layers are tried."""
-    names = ("tolerances", "largest_layer")
-    return [f"goal.{name}" for name in names if cfg.goal.get(name) is not None]
+    names = ("tolerances", "largest_layer", "trials")
+    return [f"goal.{name}" for name in names if cfg.goal.get(name)]
 
 
 def _check_samples(cfg: DictConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ddlr.goals import Option
+from ddlr.goals import Allocation, Option
 from experiments.methods.configured import layer_refit
 from experiments.runs.locking import locked
 from experiments.runs.preparation import content_key
@@ -22,25 +22,51 @@ def remembered_options(
     cfg: DictConfig, device: torch.device, compute: Callable[[], dict[str, list[Option]]]
 ) -> dict[str, list[Option]]:
     """The sizes and effects of each layer alone, computed once for all goals of a method."""
+
+    def encode(options: dict[str, list[Option]]) -> dict:
+        return {name: [asdict(each) for each in options[name]] for name in options}
+
+    def decode(content: dict) -> dict[str, list[Option]]:
+        return {name: [Option(**each) for each in content[name]] for name in content}
+
+    return _remembered(cfg, _about_options(cfg, device), compute, encode, decode)
+
+
+def remembered_allocations(
+    cfg: DictConfig, device: torch.device, compute: Callable[[], list[Allocation]]
+) -> list[Allocation]:
+    """The allocations whose networks were tried out, computed once for all goals of a method."""
+
+    def encode(allocations: list[Allocation]) -> dict:
+        return {"allocations": [asdict(each) for each in allocations]}
+
+    def decode(content: dict) -> list[Allocation]:
+        return [Allocation(**each) for each in content["allocations"]]
+
+    goal = OmegaConf.to_container(cfg.goal)
+    about = _about_options(cfg, device)
+    about |= {key: goal[key] for key in ("trials", "trial_sizes")}
+    about |= {key: cfg.method.get(key) for key in ("order", "cascade_bound")}
+    return _remembered(cfg, about, compute, encode, decode)
+
+
+def _remembered(
+    cfg: DictConfig, about: dict, compute: Callable, encode: Callable, decode: Callable
+):
     if not cfg.cache.enabled:
         return compute()
     folder = Path(cfg.cache_dir)
-    key = _options_key(cfg, device)
+    key = identity({**about, "format": _FORMAT})
     path = entry_path(folder, key, ".json")
     with locked(entry_lock(folder, key)):
-        options = load_json(path, _decoded)
-        if options is None:
-            options = compute()
-            content = {name: [asdict(each) for each in options[name]] for name in options}
-            store_json(path, content, cfg.cache.limit_gib)
-    return options
+        known = load_json(path, decode)
+        if known is None:
+            known = compute()
+            store_json(path, encode(known), cfg.cache.limit_gib)
+    return known
 
 
-def _decoded(content: dict) -> dict[str, list[Option]]:
-    return {name: [Option(**each) for each in content[name]] for name in content}
-
-
-def _options_key(cfg: DictConfig, device: torch.device) -> str:
+def _about_options(cfg: DictConfig, device: torch.device) -> dict:
     method = OmegaConf.to_container(cfg.method, resolve=True)
     # Layers are tried one by one, with the refit that each can have alone.
     method.pop("relative_tolerance")
@@ -50,4 +76,4 @@ def _options_key(cfg: DictConfig, device: torch.device) -> str:
     about |= {"tolerances": OmegaConf.to_container(cfg.goal).get("tolerances")}
     if cfg.goal.get("largest_layer") is not None:
         about |= {"largest_layer": cfg.goal.largest_layer}
-    return identity({**about, "format": _FORMAT})
+    return about

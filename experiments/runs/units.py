@@ -231,6 +231,8 @@ def settings(cfg: DictConfig) -> dict:
         decides["tolerances"] = None if tolerances is None else list(tolerances)
         if cfg.goal.get("largest_layer") is not None:
             decides["largest_layer"] = cfg.goal.largest_layer
+        if cfg.goal.get("trials"):
+            decides["trials"] = [cfg.goal.trials, *cfg.goal.trial_sizes]
     method = OmegaConf.to_container(cfg.method, resolve=True)
     # What the choices say already is not said again.
     said = decides.items()
