@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ddlr.arguments import one_of
 from ddlr.captured import CapturedLayers, released
-from ddlr.goals import TOLERANCES, Allocation, Option, as_tolerances
+from ddlr.goals import ADDING, TOLERANCES, Allocation, Option, as_tolerances
 from ddlr.method import Method
 from ddlr.outputs import Output, OutputError, check_outputs, divergence, network_outputs
 from ddlr.walk import Solved, WalkSettings, compress_layers
@@ -19,15 +20,20 @@ log = logging.getLogger(__name__)
 _FRONTIER_AT_MOST = 4096
 
 
-def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
+def frontier(
+    options: Mapping[str, Sequence[Option]], adding: str = "divergences"
+) -> list[Allocation]:
     """Allocations that no other beats in both size and divergence, the smallest first.
 
-    As if the divergences of layers added up. Layers are joined one by one, and what is beaten by
+    As if the divergences of layers added up, as they do where layers move the outputs in directions
+    of their own; or, with `adding` as "roots", as if their roots did, as where all move them in the
+    same direction: a divergence is about the square of how far they move. Layers are joined one by one, and what is beaten by
     others is left out at once. Where a layer drops inputs that are outputs of the one before it,
     only those with the same option of the layer joined last are compared, so this is exact; beyond
     4096 allocations it is thinned out. The network as it is, each tolerance being 0, comes last,
     also where a smaller one equals it on the calibration inputs.
     """
+    one_of(adding, "adding", ADDING)
     joined = [_Joined.of_nothing()]
     before = [Option(0.0, 0, 0.0)]
     for choices in options.values():
@@ -35,7 +41,10 @@ def frontier(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
             joined, before = [_together(joined)], [Option(0.0, 0, 0.0)]
         joined = [
             _together(
-                [each.with_layer(option, last) for each, last in zip(joined, before, strict=True)]
+                [
+                    each.with_layer(option, last, adding)
+                    for each, last in zip(joined, before, strict=True)
+                ]
             )
             for option in choices
         ]
@@ -79,13 +88,17 @@ class _Joined:
         sums = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
         return cls(*sums, torch.zeros(1, 0, dtype=torch.float64))
 
-    def with_layer(self, option: Option, before: Option) -> "_Joined":
+    def with_layer(self, option: Option, before: Option, adding: str) -> "_Joined":
         """With one more layer, whose dropped inputs are outputs of the one before it."""
         saved = before.parameters_per_output * option.inputs_dropped
         tolerance = self.tolerances.new_full((len(self.tolerances), 1), option.tolerance)
+        if adding == "roots":
+            added = (self.divergences.sqrt() + max(option.divergence, 0.0) ** 0.5).square()
+        else:
+            added = self.divergences + option.divergence
         return _Joined(
             self.parameters + option.parameters - saved,
-            self.divergences + option.divergence,
+            added,
             torch.cat([self.tolerances, tolerance], dim=1),
         )
 

@@ -92,17 +92,20 @@ def compress_to_goal(
             solved=solved,
         )
     networks = Networks(model, captured, method, settings, refit, to_meet.output, solved)
-    allocations = goal.allocations or frontier(options)
+    allocations = goal.allocations or frontier(options, goal.adding)
     if goal.trials and goal.allocations is None:
         budget = budget_of(to_meet, captured)
         sizes = (0.0, math.inf) if budget is None else (_LEAST * budget, _MOST * budget)
-        allocations = measured_allocations(networks, options, trials=goal.trials, sizes=sizes)
+        allocations = measured_allocations(
+            networks, options, allocations, trials=goal.trials, sizes=sizes
+        )
     return reach(to_meet, networks, allocations)
 
 
 def measured_allocations(
     networks: "Networks",
     options: Mapping[str, Sequence[Option]],
+    predicted: Sequence[Allocation],
     *,
     trials: int,
     sizes: tuple[float, float],
@@ -120,7 +123,7 @@ def measured_allocations(
             lost = math.inf
         return Allocation(kept_weights(result), lost, tolerances, measured=True)
 
-    return measured_frontier(measure, frontier(options), options, trials=trials, sizes=sizes)
+    return measured_frontier(measure, predicted, options, trials=trials, sizes=sizes)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor, nn
 
-from ddlr.arguments import as_number, as_whole_number
+from ddlr.arguments import as_number, as_whole_number, one_of
 from ddlr.calls import Batch, check_call, tensors_in
 from ddlr.captured import CapturedLayers
 from ddlr.held_out import HeldOut, Labels, checked_labels, read_held_out, settled_output
@@ -26,6 +26,8 @@ from ddlr.result import CompressionResult, GoalReport
 
 # Those a layer is tried at, besides being left as it is: a factor of 1.2 apart.
 TOLERANCES = tuple(round(0.03 * 1.2**step, 4) for step in range(20))
+# What of the layers' divergences is taken to add up, see `ddlr.allocate.frontier`.
+ADDING = ("divergences", "roots")
 ON_HELD_OUT = ("max_accuracy_drop", "min_agreement")
 _NORMAL_QUANTILE = 2.576  # of an interval that holds 99 %
 
@@ -104,6 +106,9 @@ class Goal:
         Those that each layer is tried at.
     options : mapping of layer name to sequence of Option, optional
         What `ddlr.allocate.layer_options` measured for each layer, where it is known already.
+    adding : {"divergences", "roots"}
+        What is taken to add up over layers: what each alone does to the outputs, or the roots of
+        this. See `ddlr.allocate.frontier`.
     trials : int
         How many networks are made to find better allocations of tolerances to layers than the
         curves of single layers add up to, see `ddlr.measured_allocation`. Each costs as much as
@@ -126,6 +131,7 @@ class Goal:
     held_out: HeldOut | None = field(default=None, repr=False)
     tolerances: Sequence[float] = TOLERANCES
     options: Mapping[str, Sequence[Option]] | None = field(default=None, repr=False)
+    adding: str = "divergences"
     trials: int = 0
     allocations: Sequence[Allocation] | None = field(default=None, repr=False)
 
@@ -139,6 +145,7 @@ class Goal:
         if self.held_out is not None and not self.on_held_out:
             raise ValueError(f"held_out is for {' and '.join(ON_HELD_OUT)}, not for {self.name}")
         object.__setattr__(self, "tolerances", as_tolerances(self.tolerances))
+        one_of(self.adding, "adding", ADDING)
         object.__setattr__(self, "trials", as_whole_number(self.trials, "trials"))
 
     @property

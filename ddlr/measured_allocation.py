@@ -75,14 +75,15 @@ class Curves:
                     yield (*key[:layer], ladder[other], *key[layer + 1 :])
 
     def expected(self, key: tuple[float, ...]) -> tuple[float, float]:
-        """Weights and divergence, as if those of layers added up; neither is zero."""
+        """Weights, and a divergence as if the roots of the layers' added up; neither is zero."""
         chosen = [steps[tolerance] for steps, tolerance in zip(self._steps, key, strict=True)]
         saved = sum(
             before.parameters_per_output * each.inputs_dropped
             for before, each in itertools.pairwise(chosen)
         )
         weights = sum(each.parameters for each in chosen) - saved
-        return max(weights, 1), max(sum(each.divergence for each in chosen), 1e-12)
+        roots = sum(max(each.divergence, 0.0) ** 0.5 for each in chosen)
+        return max(weights, 1), max(roots**2, 1e-12)
 
 
 def _spread(

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import ddlr
 from ddlr import CompressionResult, Goal, GoalReport, LayerReport
-from ddlr.allocate import layer_options
+from ddlr.allocate import frontier, layer_options
 from ddlr.goal_search import Networks, measured_allocations
 from ddlr.goals import ON_HELD_OUT, TOLERANCES
 from ddlr.method import SolveCache
@@ -147,22 +148,8 @@ def run(cfg: DictConfig, group: str, job: int = 0) -> tuple[dict, bool]:
 
 def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
     prepared = prepare(cfg, device)
-    goal, _ = goal_of(cfg)
-    solve_cache = (
-        DiskSolveCache(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
-    )
     with layer_bar(cfg, describe(cfg), len(prepared.captured.layers)) as on_layer:
-        compressed = compress_as_configured(
-            cfg.method,
-            prepared.network,
-            prepared.captured,
-            goal=None
-            if goal == ONE_TOLERANCE
-            else network_goal(cfg, prepared, solve_cache, device),
-            workers=cfg.workers,
-            solve_cache=solve_cache,
-            on_layer=on_layer if goal == ONE_TOLERANCE else None,
-        )
+        compressed = compressed_as_configured(cfg, prepared, device, on_layer)
     row = {
         "run": key,
         **choices(cfg),
@@ -177,6 +164,28 @@ def _result(cfg: DictConfig, key: str, device: torch.device) -> dict:
         for report in compressed.layers
     ]
     return {"row": row, "layers": layers, "checkpoint": prepared.checkpoint}
+
+
+def compressed_as_configured(
+    cfg: DictConfig,
+    prepared: Prepared,
+    device: torch.device,
+    on_layer: Callable[[LayerReport], None] | None = None,
+) -> CompressionResult:
+    """The compressed network of a run."""
+    goal, _ = goal_of(cfg)
+    solve_cache = (
+        DiskSolveCache(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
+    )
+    return compress_as_configured(
+        cfg.method,
+        prepared.network,
+        prepared.captured,
+        goal=None if goal == ONE_TOLERANCE else network_goal(cfg, prepared, solve_cache, device),
+        workers=cfg.workers,
+        solve_cache=solve_cache,
+        on_layer=on_layer if goal == ONE_TOLERANCE else None,
+    )
 
 
 def network_goal(
@@ -208,8 +217,9 @@ def network_goal(
             else cfg.goal.largest_layer * prepared.captured.weights,
         ),
     )
+    adding = {"measured": "divergences", "roots": "roots"}[cfg.goal.allocation]
     if not cfg.goal.trials:
-        return dataclasses.replace(goal, options=options)
+        return dataclasses.replace(goal, options=options, adding=adding)
     networks = Networks(
         prepared.network,
         prepared.captured,
@@ -224,11 +234,12 @@ def network_goal(
         lambda: measured_allocations(
             networks,
             options,
+            frontier(options, adding),
             trials=cfg.goal.trials,
             sizes=tuple(share * prepared.captured.weights for share in shares),
         ),
     )
-    return dataclasses.replace(goal, options=options, allocations=allocations)
+    return dataclasses.replace(goal, options=options, adding=adding, allocations=allocations)
 
 
 def _goal_measures(report: GoalReport | None) -> dict:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -86,6 +87,13 @@ def _measurements(cfg: DictConfig) -> list[str]:
 
 def _conclusions(cfg: DictConfig) -> list[str]:
     return [name for name in cfg.conclusions if _command(name, *_paths(cfg))]
+
+
+def runs_of_paper() -> dict[str, DictConfig]:
+    """The runs of all experiments of `conf/paper.yaml`, by the keys that they have in tables."""
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        experiments = list(compose("paper").experiments)
+    return {key: run for name in experiments for key, run in _runs(shlex.split(name)).items()}
 
 
 class Progress:

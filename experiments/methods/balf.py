@@ -19,7 +19,7 @@ from ddlr.goals import Option
 from ddlr.sizes import fewest_stored, saves_weights
 from experiments.methods.closed_forms import OutputTerms, output_terms
 
-ALLOCATIONS = ("measured", "energy")
+ALLOCATIONS = ("measured", "roots", "energy")
 
 
 @torch.no_grad()

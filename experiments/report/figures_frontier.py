@@ -28,6 +28,8 @@ from experiments.report.tables import (
     in_order,
 )
 from experiments.report.variants import (
+    A_SIZE,
+    ALLOCATION_WORDS,
     AS_PUBLISHED,
     IMPROVED,
     NETWORK_REFIT,
@@ -57,7 +59,7 @@ def frontier_goals(sweeps: pd.DataFrame, counted: str) -> Figure | None:
     Each method has its best form without network refit, and, thin, broken and hollow, with it. A
     point is a kept fraction that was asked for. `counted` is a key of `tables.FRACTIONS`.
     """
-    allocated = in_main_set(sweeps[sweeps["goal"] == "kept_fraction"])
+    allocated = in_main_set(sweeps[sweeps["goal"].isin(ALLOCATION_WORDS)])
     return _accuracy_by_size(allocated, counted, _goal_lines)
 
 
@@ -109,6 +111,12 @@ def _rival_lines(method: str, rows: pd.DataFrame) -> Lines:
             yield of_variant(rows, variant), method_style(method, weight, **dotted, label=label)
 
 
+def _of_last_allocation(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows allocated by roots where a method has such, else as they are."""
+    by_roots = rows[rows["goal"] == f"{A_SIZE}_by_roots"]
+    return by_roots if len(by_roots) else rows[rows["goal"] == A_SIZE]
+
+
 def _goal_lines(rows: pd.DataFrame) -> Lines:
     for method in in_order(rows["method"], METHOD_STYLES):
         of_method = rows[rows["method"] == method]
@@ -121,4 +129,7 @@ def _goal_lines(rows: pd.DataFrame) -> Lines:
             best = best_variant(of_method, variants)
             if best:
                 label = f"{short_title(method)}, {words}"
-                yield of_variant(of_method, best), method_style(method, drawn, label=label)
+                yield (
+                    _of_last_allocation(of_variant(of_method, best)),
+                    method_style(method, drawn, label=label),
+                )

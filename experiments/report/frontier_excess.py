@@ -8,7 +8,13 @@ import pandas as pd
 from experiments.report.curves import at_sizes
 from experiments.report.outcomes import TargetOutcome
 from experiments.report.tables import GROUP, ONE_TOLERANCE
-from experiments.report.variants import A_SIZE, LAYER_REFITS, OURS, is_baseline, variant_words
+from experiments.report.variants import (
+    ALLOCATION_WORDS,
+    LAYER_REFITS,
+    OURS,
+    is_baseline,
+    variant_words,
+)
 
 FAR_FROM_DENSE = 5.0  # points of test accuracy; a frontier is compared where ours is closer
 SINGLE_SEED_MARGIN = 0.2  # points, where there is no spread over seeds
@@ -22,7 +28,9 @@ def on_the_frontier(sweeps: pd.DataFrame, model: str) -> TargetOutcome:
     seeds that it was run with, at every number of calibration samples that it was run with.
     """
     runs = sweeps[sweeps["model"] == model]
-    runs = runs[runs["refit"].isin(LAYER_REFITS) & runs["goal"].isin([A_SIZE, ONE_TOLERANCE])]
+    runs = runs[
+        runs["refit"].isin(LAYER_REFITS) & runs["goal"].isin([*ALLOCATION_WORDS, ONE_TOLERANCE])
+    ]
     are_ours = runs["method"].isin(OURS)
     ours, baselines = curves(runs[are_ours]), curves(runs[is_baseline(runs)])
     if not ours or not baselines:

@@ -9,7 +9,13 @@ import pandas as pd
 from experiments.report.curves import sizes_by_seed
 from experiments.report.outcomes import TargetOutcome
 from experiments.report.tables import FRACTIONS, GROUP, with_all_seeds
-from experiments.report.variants import A_SIZE, LAYER_REFITS, OURS, is_baseline, variant_words
+from experiments.report.variants import (
+    ALLOCATION_WORDS,
+    LAYER_REFITS,
+    OURS,
+    is_baseline,
+    variant_words,
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def smaller_than_baselines(sweeps: pd.DataFrame, asked: Asked, limit: float) -> 
 
 def our_sizes(sweeps: pd.DataFrame, asked: Asked) -> list[Size]:
     runs = _of_network(sweeps, asked)
-    return sizes(runs[runs["method"].isin(OURS) & (runs["goal"] == A_SIZE)], asked)
+    return sizes(runs[runs["method"].isin(OURS) & runs["goal"].isin(ALLOCATION_WORDS)], asked)
 
 
 def sizes(runs: pd.DataFrame, asked: Asked) -> list[Size]:

@@ -31,6 +31,12 @@ IMPROVED = (("layer", "cascade"), ("layer", "parallel"), ("none", "cascade"))
 LAYER_REFITS = ("none", "layer")
 NETWORK_REFIT = "network"
 A_SIZE = "kept_fraction"  # the goal of runs that are to be of a given size
+# By how it is allocated to layers.
+ALLOCATION_WORDS = {
+    A_SIZE: "",
+    f"{A_SIZE}_by_roots": "allocated by roots",
+    f"{A_SIZE}_by_energy": "allocated by energy, as BALF does",
+}
 USUAL_SAMPLES = 5000  # of calibration
 CASCADE_BOUND_WORDS = {
     "inherited": "its own rule for the bounds",
@@ -95,6 +101,8 @@ def variant_words(names: Sequence[str], key: tuple) -> str:
         words.append("hinge set")
     if settings.get("goal") == ONE_TOLERANCE:
         words.append("one tolerance")
+    if ALLOCATION_WORDS.get(settings.get("goal")):
+        words.append(ALLOCATION_WORDS[settings["goal"]])
     bound = settings.get("cascade_bound", USUAL_CASCADE_BOUND)
     if bound != USUAL_CASCADE_BOUND:
         words.append(CASCADE_BOUND_WORDS[bound])

@@ -175,8 +175,8 @@ def _check_goals(cfg: DictConfig) -> None:
                 "method.relative_tolerance alone"
             )
     _check_allocation(cfg, goals)
-    sizes = list(cfg.goal.get("trial_sizes") or ())
-    if cfg.goal.get("trials") and not (len(sizes) == 2 and sizes[0] < sizes[1]):
+    sizes = cfg.goal.get("trial_sizes")
+    if isinstance(sizes, ListConfig) and not (len(sizes) == 2 and sizes[0] < sizes[1]):
         raise SettingError(
             f"goal.trial_sizes is {sizes}; it must be the smallest and the largest share of "
             "weights that networks are made for, as [0.01,0.1]"

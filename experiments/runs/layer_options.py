@@ -45,7 +45,7 @@ def remembered_allocations(
 
     goal = OmegaConf.to_container(cfg.goal)
     about = _about_options(cfg, device)
-    about |= {key: goal[key] for key in ("trials", "trial_sizes")}
+    about |= {key: goal[key] for key in ("trials", "trial_sizes", "allocation")}
     about |= {key: cfg.method.get(key) for key in ("order", "cascade_bound")}
     return _remembered(cfg, about, compute, encode, decode)
 

@@ -97,7 +97,8 @@ def test_a_calibration_set_that_cannot_be_drawn_is_refused(samples, digits):
 
 def test_unknown_dataset_and_impossible_split_are_refused():
     with pytest.raises(
-        ValueError, match="'imagenet' is unknown; choose one of mnist, fashion_mnist, cifar10, digits"
+        ValueError,
+        match="'imagenet' is unknown; choose one of mnist, fashion_mnist, cifar10, digits",
     ):
         load_dataset("imagenet", "unused", held_out=10)
     with pytest.raises(ValueError, match="held_out is 1400"):

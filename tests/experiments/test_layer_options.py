@@ -6,9 +6,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ddlr.goals import Option
+from ddlr.goals import Allocation, Option
 from experiments.runs import layer_options
-from experiments.runs.layer_options import remembered_options
+from experiments.runs.layer_options import remembered_allocations, remembered_options
 
 CPU = torch.device("cpu")
 OPTIONS = {"fc": [Option(tolerance=0.1, parameters=5, divergence=0.2)]}
@@ -27,7 +27,12 @@ def cfg(tmp_path, monkeypatch):
                 "relative_tolerance": 0.1,
                 "refit": "none",
             },
-            "goal": {"tolerances": [0.1]},
+            "goal": {
+                "tolerances": [0.1],
+                "trials": 5,
+                "trial_sizes": [0.1, 0.5],
+                "allocation": "roots",
+            },
         }
     )
 
@@ -48,3 +53,17 @@ def test_an_entry_of_another_form_is_computed_anew_with_a_warning(cfg, tmp_path,
         assert remembered_options(cfg, CPU, lambda: OPTIONS) == OPTIONS
     assert "cannot be read and is computed anew" in caplog.text
     assert remembered_options(cfg, CPU, lambda: pytest.fail("not replaced")) == OPTIONS
+
+
+def test_allocations_are_computed_once_for_each_number_of_trials_and_each_order(cfg):
+    found = [Allocation(5, 0.2, {"fc": 0.1}, measured=True)]
+    assert remembered_allocations(cfg, CPU, lambda: found) == found
+    assert remembered_allocations(cfg, CPU, lambda: pytest.fail("computed again")) == found
+    others = []
+    for key, value in {
+        "goal.trials": 6,
+        "method.order": "cascade",
+        "goal.trial_sizes": [0, 1],
+    }.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+        assert remembered_allocations(cfg, CPU, lambda: others) == others, key

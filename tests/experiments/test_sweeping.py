@@ -616,6 +616,9 @@ WRONG = {
     "goal.max_accuracy_drop": ("abc", "-1"),
     "goal.min_agreement": ("abc", "2"),
     "goal.tolerances": ("[0.1,abc]", "0.1", "[]"),
+    "goal.largest_layer": ("abc", "2"),
+    "goal.trials": ("abc", "-1", "null"),
+    "goal.trial_sizes": ("[0.1,2]", "0.1"),
     "goal.allocation": ("fxed", "null"),
 }
 
@@ -624,7 +627,8 @@ WRONG = {
 @pytest.mark.parametrize("key", WRONG)
 def test_a_value_of_the_wrong_kind_is_named_in_one_line(key, tmp_path, monkeypatch):
     monkeypatch.setattr(compress, "prepare", lambda *_: pytest.fail("the network was loaded"))
-    own = [f"goal.kept_fraction={0.5 if key == 'goal.tolerances' else 'null'}"]
+    of_measured = ("goal.tolerances", "goal.largest_layer", "goal.trials", "goal.trial_sizes")
+    own = [f"goal.kept_fraction={0.5 if key in of_measured else 'null'}"]
     if key.startswith("goal."):
         own.append("method.relative_tolerance=null")
     for value in WRONG[key]:
@@ -676,9 +680,18 @@ def test_a_method_has_a_tolerance_by_default_and_none_beside_a_goal(method):
             check_settings(both)
 
 
-def test_a_goal_s_tolerances_without_a_goal_are_refused(tmp_path):
-    with pytest.raises(SettingError, match=r"goal.tolerances is given without a goal"):
-        compress.run(configured(tmp_path, "goal.tolerances=[0.1]"), group="g")
+@pytest.mark.parametrize("given", ["tolerances=[0.1]", "largest_layer=0.5", "trials=3"])
+def test_what_a_goal_is_sought_by_is_refused_without_a_goal(given, tmp_path):
+    key = given.partition("=")[0]
+    with pytest.raises(SettingError, match=rf"goal.{key} is given without a goal"):
+        compress.run(configured(tmp_path, f"goal.{given}"), group="g")
+
+
+@pytest.mark.parametrize("sizes", ["[0.5]", "[0.5,0.1]", "[0.1,0.2,0.3]"])
+def test_sizes_of_trials_that_are_no_range_are_refused(sizes, tmp_path):
+    own = ("goal.kept_fraction=0.5", "goal.trials=3", "method.relative_tolerance=null")
+    with pytest.raises(SettingError, match=r"goal.trial_sizes is \["):
+        compress.run(configured(tmp_path, *own, f"goal.trial_sizes={sizes}"), group="g")
 
 
 def experiments() -> list[str]:

@@ -1,0 +1,110 @@
+"""Time each method's smallest network within a drop: ``python -m experiments.times_at_drop``.
+
+Writes `results/times_at_drop.csv`. Of the runs of `conf/paper.yaml` in `results/sweeps.csv`, the
+network with the fewest weights of each method, network and seed is made again, without a refit of
+the network as a whole, saved, loaded, and timed from its first fully connected layer on: as stored,
+and with its layers fused. All networks of one seed are timed side by side with the dense one.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+import pandas as pd
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from experiments.benchmarks.deployed import FORMS, Deployed, speedups, stored_file, times
+from experiments.compress import compressed_as_configured
+from experiments.configuration import CONFIG_PATH
+from experiments.paper import runs_of_paper
+from experiments.report.tables import read_table, with_all_seeds, write_table
+from experiments.report.variants import LAYER_REFITS
+from experiments.runs.preparation import prepare
+
+log = logging.getLogger(__name__)
+
+_PATHS = ("data_dir", "checkpoint_dir", "cache_dir")
+_NETWORK = ["dataset", "model", "seed"]
+_FACTS = (*_NETWORK, "method", "run", "accuracy_drop_held_out", "kept_fraction")
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="times_at_drop")
+def main(cfg: DictConfig) -> None:
+    path = Path(cfg.results_dir) / "times_at_drop.csv"
+    GlobalHydra.instance().clear()  # it composes for one command at a time; this one's is done
+    planned = runs_of_paper()
+    sweeps = with_all_seeds(read_table(Path(cfg.results_dir) / "sweeps.csv"))
+    sweeps = sweeps[sweeps["run"].isin(planned)]
+    if cfg.models is not None:
+        sweeps = sweeps[sweeps["model"].isin(cfg.models)]
+    for chosen in smallest_networks(sweeps, list(cfg.drops)):
+        earlier = read_table(path) if path.is_file() else pd.DataFrame(columns=["run"])
+        if not cfg.rerun and set(chosen["run"]) <= set(_of_same(earlier, chosen)["run"]):
+            continue
+        rows = pd.DataFrame(timed(chosen, planned, cfg))
+        others = earlier.drop(_of_same(earlier, chosen).index)
+        write_table(path, pd.concat([others, rows], ignore_index=True))  # the next may take long
+    log.info("%s is up to date", path)
+
+
+def smallest_networks(sweeps: pd.DataFrame, drops: list[float]) -> Iterator[pd.DataFrame]:
+    """For each network, seed and drop: the smallest run of each method within it, held out."""
+    sweeps = sweeps[sweeps["refit"].isin(LAYER_REFITS)]
+    for _, rows in sweeps.groupby(_NETWORK):
+        for drop in drops:
+            within = rows[rows["accuracy_drop_held_out"] <= drop]
+            if len(within):
+                smallest = within.groupby("method")["kept_fraction"].idxmin()
+                yield within.loc[smallest].assign(largest_drop=drop)
+
+
+def timed(chosen: pd.DataFrame, planned: dict[str, DictConfig], cfg: DictConfig) -> list[dict]:
+    """The times of some runs of one network and seed, and of the dense one, side by side.
+
+    Rows of what the run is, form, engine, threads, batch, microseconds, microseconds_dense and
+    speedup.
+    """
+    about: dict[str, dict] = {}
+    deployed: list[Deployed] = []
+    for row in chosen.to_dict("records"):
+        run = planned[row["run"]]
+        with open_dict(run):
+            run = OmegaConf.merge(run, {key: cfg[key] for key in _PATHS})
+        prepared = prepare(run, torch.device("cpu"))
+        compressed = compressed_as_configured(run, prepared, torch.device("cpu"))
+        if not deployed:
+            deployed.append(Deployed("dense", stored_file(prepared.network)[0], prepared.network))
+        loaded, _ = stored_file(compressed.model)
+        about[row["method"]] = {key: row[key] for key in (*_FACTS, "largest_drop")}
+        for form, made in FORMS.items():
+            deployed.append(Deployed(f"{row['method']} {form}", made(loaded), compressed.model))
+    inputs = prepared.captured.layers[0].inputs
+    measured = times(
+        deployed,
+        inputs[: max(cfg.batches)],
+        batches=cfg.batches,
+        threads=[cfg.threads],
+        engines=["torch"],
+        rounds=cfg.rounds,
+        seconds=cfg.seconds,
+    )
+    rows = list(speedups(pd.DataFrame(measured), about))
+    first = chosen.iloc[0]
+    log.info("%s, seed %d, %g points: timed", first["model"], first["seed"], first["largest_drop"])
+    return rows
+
+
+def _of_same(rows: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the same network, seed and drop."""
+    same = pd.Series(len(rows) > 0, index=rows.index)
+    for key in (*_NETWORK, "largest_drop"):
+        if key in rows:
+            same &= rows[key] == chosen[key].iloc[0]
+    return rows[same]
+
+
+if __name__ == "__main__":
+    main()
