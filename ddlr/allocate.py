@@ -27,10 +27,10 @@ def frontier(
 
     As if the divergences of layers added up, as they do where layers move the outputs in directions
     of their own; or, with `adding` as "roots", as if their roots did, as where all move them in the
-    same direction: a divergence is about the square of how far they move. Layers are joined one by one, and what is beaten by
-    others is left out at once. Where a layer drops inputs that are outputs of the one before it,
-    only those with the same option of the layer joined last are compared, so this is exact; beyond
-    4096 allocations it is thinned out. The network as it is, each tolerance being 0, comes last,
+    same direction: a divergence is about the square of how far they move. Layers are joined one by
+    one, and what is beaten by others is left out at once. Where a layer drops inputs that are
+    outputs of the one before it, only those with the same option of the layer joined last are
+    compared, so this is exact; beyond 4096 allocations it is thinned out. The network as it is, each tolerance being 0, comes last,
     also where a smaller one equals it on the calibration inputs.
     """
     one_of(adding, "adding", ADDING)
