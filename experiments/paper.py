@@ -20,15 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+import pandas as pd
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.configuration import CONFIG_PATH
+from experiments.runs.records import ONE_TOLERANCE
 from experiments.runs.sweeping import duration
 from experiments.runs.units import FAILED, FINISHED, run_key, state
-from experiments.status import planned, seconds_left
+from experiments.status import expanded, planned, seconds_left
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +91,36 @@ def _conclusions(cfg: DictConfig) -> list[str]:
     return [name for name in cfg.conclusions if _command(name, *_paths(cfg))]
 
 
-def runs_of_paper() -> dict[str, DictConfig]:
-    """The runs of all experiments of `conf/paper.yaml`, by the keys that they have in tables."""
+def runs_of_paper(rows: pd.DataFrame) -> dict[str, DictConfig]:
+    """The runs of `conf/paper.yaml` that rows of `sweeps.csv` are of, by their keys there.
+
+    To compose the configs of all takes minutes. So of the others only those are composed whose
+    overrides say nothing else than one of the rows.
+    """
+    runs: dict[str, DictConfig] = {}
+    said = [_said_by(row) for row in rows.to_dict("records")]
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        experiments = list(compose("paper").experiments)
-    return {key: run for name in experiments for key, run in _runs(shlex.split(name)).items()}
+        for experiment in compose("paper").experiments:
+            _, jobs = expanded(shlex.split(experiment))
+            for job in jobs:
+                given = dict(each.lstrip("+").split("=", 1) for each in job)
+                if any(all(given.get(key, of) == of for key, of in row.items()) for row in said):
+                    run = compose("compress", overrides=job)
+                    runs[run_key(run)] = run
+    return {key: run for key, run in runs.items() if key in set(rows["run"])}
+
+
+def _said_by(row: dict) -> dict[str, str]:
+    """What overrides may say of a row, in their words."""
+    goal = row["goal"].partition("_by_")[0]
+    key = "method.relative_tolerance" if goal == ONE_TOLERANCE else f"goal.{goal}"
+    return {
+        **{name: row[name] for name in ("dataset", "method")},
+        "seed": str(row["seed"]),
+        "method.refit": row["refit"],
+        "method.order": row["order"],
+        key: f"{row['wanted']:g}",
+    }
 
 
 class Progress:

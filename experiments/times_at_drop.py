@@ -35,16 +35,14 @@ _FACTS = (*_NETWORK, "method", "run", "accuracy_drop_held_out", "kept_fraction")
 def main(cfg: DictConfig) -> None:
     path = Path(cfg.results_dir) / "times_at_drop.csv"
     GlobalHydra.instance().clear()  # it composes for one command at a time; this one's is done
-    planned = runs_of_paper()
     sweeps = with_all_seeds(read_table(Path(cfg.results_dir) / "sweeps.csv"))
-    sweeps = sweeps[sweeps["run"].isin(planned)]
     if cfg.models is not None:
         sweeps = sweeps[sweeps["model"].isin(cfg.models)]
     for chosen in smallest_networks(sweeps, list(cfg.drops)):
         earlier = read_table(path) if path.is_file() else pd.DataFrame(columns=["run"])
         if not cfg.rerun and set(chosen["run"]) <= set(_of_same(earlier, chosen)["run"]):
             continue
-        rows = pd.DataFrame(timed(chosen, planned, cfg))
+        rows = pd.DataFrame(timed(chosen, cfg))
         others = earlier.drop(_of_same(earlier, chosen).index)
         write_table(path, pd.concat([others, rows], ignore_index=True))  # the next may take long
     log.info("%s is up to date", path)
@@ -61,15 +59,19 @@ def smallest_networks(sweeps: pd.DataFrame, drops: list[float]) -> Iterator[pd.D
                 yield within.loc[smallest].assign(largest_drop=drop)
 
 
-def timed(chosen: pd.DataFrame, planned: dict[str, DictConfig], cfg: DictConfig) -> list[dict]:
+def timed(chosen: pd.DataFrame, cfg: DictConfig) -> list[dict]:
     """The times of some runs of one network and seed, and of the dense one, side by side.
 
     Rows of what the run is, form, engine, threads, batch, microseconds, microseconds_dense and
     speedup.
     """
+    planned = runs_of_paper(chosen)
     about: dict[str, dict] = {}
     deployed: list[Deployed] = []
     for row in chosen.to_dict("records"):
+        if row["run"] not in planned:
+            log.warning("%s: no experiment of conf/paper.yaml makes this run", row["run"])
+            continue
         run = planned[row["run"]]
         with open_dict(run):
             run = OmegaConf.merge(run, {key: cfg[key] for key in _PATHS})

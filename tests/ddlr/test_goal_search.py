@@ -41,7 +41,11 @@ def captured(network, digits):
     return ddlr.capture_layers(network, digits.calibration(300, seed=0))
 
 
-def test_the_frontier_is_what_no_other_choice_beats():
+@pytest.mark.parametrize(
+    ("adding", "together"),
+    [("divergences", math.fsum), ("roots", lambda lost: math.fsum(map(math.sqrt, lost)) ** 2)],
+)
+def test_the_frontier_is_what_no_other_choice_beats(adding, together):
     generator = torch.Generator().manual_seed(0)
     options = {}
     for name in ("one", "two", "three"):
@@ -51,9 +55,12 @@ def test_the_frontier_is_what_no_other_choice_beats():
             Option(index / 10, size, effect)
             for index, (size, effect) in enumerate(zip(sizes, effects, strict=True))
         ]
-    found = frontier(options)
+    found = frontier(options, adding)
     every = [
-        (sum(each.parameters for each in choice), sum(each.divergence for each in choice))
+        (
+            sum(each.parameters for each in choice),
+            together([each.divergence for each in choice]),
+        )
         for choice in itertools.product(*options.values())
     ]
     unbeaten = sorted(

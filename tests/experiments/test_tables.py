@@ -8,6 +8,7 @@ from experiments.report.tables import (
     at_commonest_samples_and_ridge,
     at_one_tolerance,
     in_order,
+    read_table,
     with_all_seeds,
     with_choices,
 )
@@ -82,3 +83,16 @@ def test_runs_from_before_there_were_choices_had_the_usual_ones():
 
 def test_names_come_once_in_the_known_order_and_others_after_them():
     assert in_order(["z", "b", "a", "q", "b"], ["b", "c", "a"]) == ["b", "a", "q", "z"]
+
+
+def test_one_architecture_on_two_data_sets_is_two_networks(tmp_path):
+    path = tmp_path / "sweeps.csv"
+    rows = pd.DataFrame(
+        {
+            "run": ["1", "2", "3"],
+            "dataset": ["mnist", "fashion_mnist", "fashion_mnist"],
+            "model": ["fc_nettrim", "fc_nettrim", "fc_nettrim_fashion"],
+        }
+    )
+    rows.to_csv(path, index=False)
+    assert list(read_table(path)["model"]) == ["fc_nettrim", *["fc_nettrim_fashion"] * 2]
