@@ -15,6 +15,7 @@ from experiments.report.figures_inference import inference
 from experiments.report.figures_layers import bound, layers
 from experiments.report.figures_settings import order, samples
 from experiments.report.figures_spectrum import spectrum
+from experiments.report.figures_time import times_at_drop
 
 # Name of a file to its function and the tables that this takes, in the order of its arguments.
 FIGURES: dict[str, tuple[Callable[..., Figure | None], tuple[str, ...]]] = {
@@ -28,6 +29,7 @@ FIGURES: dict[str, tuple[Callable[..., Figure | None], tuple[str, ...]]] = {
     "samples": (samples, ("sweeps", "layers")),
     "order": (order, ("sweeps",)),
     "inference": (inference, ("inference",)),
+    "times_at_drop": (times_at_drop, ("times_at_drop",)),
     "spectrum": (spectrum, ("spectrum",)),
     "ablation": (ablation, ("ablation",)),
 }

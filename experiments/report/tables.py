@@ -75,6 +75,7 @@ MADE_BY = {
     "sizes": "python -m experiments.collect",
     "ablation": "python -m experiments.collect",
     "inference": "python -m experiments.inference",
+    "times_at_drop": "python -m experiments.times_at_drop",
     "spectrum": "python -m experiments.spectrum",
     "finetune": "python -m experiments.finetune",
     "benchmark_targets": "python -m experiments.benchmark",

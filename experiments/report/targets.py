@@ -28,6 +28,7 @@ from experiments.report.tables import (
     MNIST,
     NETWORK_TITLES,
 )
+from experiments.report.times_at_drop import fastest_is_ours
 from experiments.report.variants import (
     LAYER_REFITS,
     NETWORK_REFIT,
@@ -88,6 +89,16 @@ TARGETS = (
             f"{NETWORK_TITLES[model]}: baselines above ours at any size, no network refit",
             "none, beyond the seed spread",
             partial(on_the_frontier, model=model),
+        )
+        for model in (*MNIST, *CIFAR10)
+    ),
+    *(
+        Target(
+            f"{NETWORK_TITLES[model]}: the fastest network at a drop of at most 1 point, batch "
+            "256, one thread, no network refit",
+            "is ours",
+            partial(fastest_is_ours, model=model, drop=1.0, batch=256),
+            ("times_at_drop",),
         )
         for model in (*MNIST, *CIFAR10)
     ),

@@ -16,10 +16,10 @@ RIVALS = ("ddlr", "nettrim")
 OURS = (
     "lowest_rank",
     "fewest_weights",
-    "fewest_nonzeros",
-    "smallest",
-    "smallest_bytes",
     "smallest_latency",
+    "smallest_bytes",
+    "smallest",
+    "fewest_nonzeros",
 )
 # Ours without its search, run for the ablation, and the convex program that ours of both structures
 # stands beside: no rivals of ours, and not what is aimed at.
