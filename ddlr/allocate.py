@@ -30,8 +30,9 @@ def frontier(
     same direction: a divergence is about the square of how far they move. Layers are joined one by
     one, and what is beaten by others is left out at once. Where a layer drops inputs that are
     outputs of the one before it, only those with the same option of the layer joined last are
-    compared, so this is exact; beyond 4096 allocations it is thinned out. The network as it is, each tolerance being 0, comes last,
-    also where a smaller one equals it on the calibration inputs.
+    compared, so this is exact; beyond 4096 allocations it is thinned out. The network as it is,
+    each tolerance being 0, comes last, also where a smaller one equals it on the calibration
+    inputs.
     """
     one_of(adding, "adding", ADDING)
     joined = [_Joined.of_nothing()]

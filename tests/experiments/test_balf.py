@@ -208,7 +208,10 @@ def test_a_run_by_energies_measures_no_layer_alone_and_says_how_it_was_allocated
             ["goal.allocation=energy", "goal.kept_fraction=0.3", "goal.tolerances=[0.1]"],
             "goal.tolerances is given, but goal.allocation is 'energy'",
         ),
-        (["goal.allocation=enrgy", "goal.kept_fraction=0.3"], "it must be one of measured, energy"),
+        (
+            ["goal.allocation=enrgy", "goal.kept_fraction=0.3"],
+            "it must be one of measured, roots, energy",
+        ),
     ],
 )
 def test_an_allocation_that_cannot_be_meant_is_refused(overrides, words, tmp_path):
