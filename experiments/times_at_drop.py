@@ -68,10 +68,12 @@ def timed(chosen: pd.DataFrame, cfg: DictConfig) -> list[dict]:
     planned = runs_of_paper(chosen)
     about: dict[str, dict] = {}
     deployed: list[Deployed] = []
+    for run in sorted(set(chosen["run"]) - set(planned)):
+        log.warning("%s: no experiment of conf/paper.yaml makes this run", run)
+    chosen = chosen[chosen["run"].isin(planned)]
+    if chosen.empty:
+        return []
     for row in chosen.to_dict("records"):
-        if row["run"] not in planned:
-            log.warning("%s: no experiment of conf/paper.yaml makes this run", row["run"])
-            continue
         run = planned[row["run"]]
         with open_dict(run):
             run = OmegaConf.merge(run, {key: cfg[key] for key in _PATHS})
