@@ -191,7 +191,7 @@ def orphans(conf: Path) -> set[str]:
         reached.add(path)
         for default in OmegaConf.load(path).get("defaults", []):
             if isinstance(default, str):
-                left += [conf / f"{default}.yaml"] if default != "_self_" else []
+                left += [path.parent / f"{default}.yaml"] if default != "_self_" else []
             else:
                 ((group, _),) = default.items()
                 group = group.removeprefix("override ").partition("@")[0].strip("/")
