@@ -17,6 +17,7 @@ from ddlr.inputs import CentredInputs
 from ddlr.layers import SparseFactors
 from ddlr.method import LayerProblem, Method
 from ddlr.problem import WarmStart
+from ddlr.proximal import symmetric_eigen
 from ddlr.quadratic import OutputQuadratic
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import SolverResult
@@ -139,7 +140,7 @@ class FactorFits(QuadraticFits):
     ) -> tuple[Tensor, Tensor]:
         gram = right @ self.gram @ right.T
         scale = _norms(gram)
-        values, vectors = torch.linalg.eigh(gram / scale / scale[:, None])
+        values, vectors = symmetric_eigen(gram / scale / scale[:, None])
         pulled = (self.cross @ right.T / scale) @ vectors
 
         def solve(towards: Tensor, penalty: float) -> Tensor:
@@ -153,7 +154,7 @@ class FactorFits(QuadraticFits):
     ) -> tuple[Tensor, Tensor]:
         gram = left.T @ left
         scale = _norms(gram)
-        row_values, row_vectors = torch.linalg.eigh(gram / scale / scale[:, None])
+        row_values, row_vectors = symmetric_eigen(gram / scale / scale[:, None])
         values, vectors = self.scaled_eigen
         curvature = row_values.clamp_min(0)[:, None] * values
         scales = scale[:, None] * self.norms

@@ -16,6 +16,7 @@ from ddlr.inputs import CentredInputs
 from ddlr.layers import LowRankLinear, SparsePlusLowRank, numerical_rank, store_linear
 from ddlr.method import LayerProblem, Method
 from ddlr.problem import WarmStart
+from ddlr.proximal import symmetric_eigen
 from ddlr.quadratic import OutputQuadratic
 from ddlr.rank_search import lowest_truncation
 from ddlr.reduced_rank import RIDGE, check_ridge
@@ -182,7 +183,7 @@ def _truncated(weight: Tensor, values: Tensor, rank: int) -> Tensor:
 
 def _on_directions(weight: Tensor, outputs_gram: Tensor, rank: int) -> Tensor:
     """A weight projected on the directions in which its outputs vary most."""
-    left = torch.linalg.eigh(outputs_gram).eigenvectors[:, len(weight) - rank :]
+    left = symmetric_eigen(outputs_gram)[1][:, len(weight) - rank :]
     return left @ (left.T @ weight)
 
 
@@ -193,7 +194,7 @@ def _stored(rank: int, weight: Tensor) -> int:
 def _lowest_rank(fits: SumFits, inputs: CentredInputs, outputs: OutputSet) -> int:
     """The rank at which the low-rank part alone is within the radius, or where it is of no use."""
     target = fits.target
-    left = torch.linalg.eigh((target @ fits.gram) @ target.T).eigenvectors.flip(-1)
+    left = symmetric_eigen((target @ fits.gram) @ target.T)[1].flip(-1)
     mean = fits.quadratic.mean_targets
     scores = inputs.centred @ (target.T @ left)
     rank = lowest_truncation(outputs, mean, scores, left.T)

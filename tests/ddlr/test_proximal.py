@@ -108,3 +108,18 @@ def test_dtype_is_kept_and_a_large_threshold_gives_exact_zero():
     point = matrix(4, 6, 1).float()
     assert singular_value_threshold(point, 0.5).dtype == torch.float32
     assert not singular_value_threshold(point, 1e3).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sparse_weights_with_rows_of_zeros_are_thresholded(seed):
+    """At several of these seeds LAPACK does not find the eigenvectors in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    used = torch.randperm(300, generator=generator)[: 40 + seed]
+    sparse = torch.randn(len(used), 600, generator=generator)
+    weight = torch.zeros(300, 600)
+    weight[used] = sparse * (torch.rand(sparse.shape, generator=generator) < 0.01)
+    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    expected = (left * (values - 0.1).clamp_min(0)) @ right
+    torch.testing.assert_close(
+        singular_value_threshold(weight, 0.1), expected.float(), atol=1e-5, rtol=0
+    )
