@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddlr.eigen import symmetric_eigen
+
 # Samples that stay in the processor's cache from one operation on them to the next.
 BLOCK_ROWS = 512
 
@@ -86,7 +88,7 @@ class CentredInputs:
             for columns in row_blocks(features):
                 block = self.inputs[:, columns].double() - mean[columns]
                 gram.addmm_(block, block.T)
-        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = symmetric_eigen(gram)
         rounding = max(samples, features) * torch.finfo(values.dtype).eps * values[-1]
         above = values > rounding
         values, vectors = values[above], vectors[:, above]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddlr.eigen import symmetric_eigen
+
 
 def soft_threshold(matrix: Tensor, threshold: float) -> Tensor:
     """Proximal operator of ``threshold * ||.||_1``: shrink each entry towards zero."""
@@ -33,23 +35,6 @@ def singular_value_threshold(matrix: Tensor, threshold: float) -> Tensor:
     values = squared.clamp_min(threshold**2).sqrt_()
     shrink = (vectors * (1 - threshold / values)) @ vectors.T
     return shrink @ rows if wide else (shrink @ rows).T
-
-
-def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors, as columns, of a symmetric matrix.
-
-    In float32 LAPACK may not converge, or return nan, where many eigenvalues are equal, as the
-    zeros of a sparse weight without some of its rows are. Such a matrix is decomposed in float64.
-    """
-    try:
-        values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:
-        pass
-    else:
-        if vectors.isfinite().all():
-            return values, vectors
-    values, vectors = torch.linalg.eigh(matrix.double())
-    return values.to(matrix), vectors.to(matrix)
 
 
 def spectral_norm(matrix: Tensor) -> float:

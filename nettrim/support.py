@@ -7,6 +7,8 @@ of a layer's inputs, stays the same where its targets, and with them B, change.
 import torch
 from torch import Tensor
 
+from ddlr.eigen import symmetric_eigen
+
 _FIRST_PENALTY = 0.1
 _RAISE_INTERVAL = 3
 # By what the penalty is raised where more than a share of the support has changed.
@@ -46,7 +48,7 @@ class SupportSearch:
 
     def __init__(self, gram: Tensor, dtype: torch.dtype = torch.float64):
         scale = gram.diagonal().sqrt()
-        values, vectors = torch.linalg.eigh(gram / torch.outer(scale, scale))
+        values, vectors = symmetric_eigen(gram / torch.outer(scale, scale))
         self._scale, self._values, self._vectors = (
             each.to(dtype) for each in (scale, values, vectors)
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddlr.constraints import OutputSet
+from ddlr.eigen import symmetric_eigen
 from ddlr.method import LayerProblem
 from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
@@ -48,7 +49,7 @@ class QuadraticFits:
     def scaled_eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of the Gram matrix of scaled inputs."""
         norms = self.quadratic.gram.diagonal().sqrt()
-        values, vectors = torch.linalg.eigh(self.quadratic.gram / norms / norms[:, None])
+        values, vectors = symmetric_eigen(self.quadratic.gram / norms / norms[:, None])
         return values.to(self.dtype), vectors.to(self.dtype)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ddlr.compression import store_low_rank
 from ddlr.constraints import OutputSet
+from ddlr.eigen import symmetric_eigen
 from ddlr.inputs import CentredInputs
 from ddlr.layers import LowRankLinear, SparsePlusLowRank, numerical_rank, store_linear
 from ddlr.method import LayerProblem, Method
 from ddlr.problem import WarmStart
-from ddlr.proximal import symmetric_eigen
 from ddlr.quadratic import OutputQuadratic
 from ddlr.rank_search import lowest_truncation
 from ddlr.reduced_rank import RIDGE, check_ridge

@@ -87,6 +87,11 @@ def _is_device(value) -> bool:
 YES_OR_NO = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a name", lambda value: isinstance(value, str) and value != "")
 SHARE = number(0, 0.1, high=1)
+# Of weights, that networks are made for.
+FROM_SHARE_TO_SHARE = Kind(
+    "the smallest and the largest share of weights, as [0.01,0.1]",
+    lambda sizes: several(SHARE).allows(sizes) and len(sizes) == 2 and sizes[0] < sizes[1],
+)
 
 # In the order in which they are looked at; others may hang on the data set.
 SETTINGS = {
@@ -105,7 +110,7 @@ SETTINGS = {
     "goal.tolerances": several(number(0, 0.1)).or_null(),
     "goal.largest_layer": SHARE.or_null(),
     "goal.trials": whole(0, 40),
-    "goal.trial_sizes": several(SHARE),
+    "goal.trial_sizes": FROM_SHARE_TO_SHARE,
     "goal.allocation": one_of(*ALLOCATIONS),
     "experiment_name": TEXT,
     "rerun": YES_OR_NO,
@@ -175,12 +180,6 @@ def _check_goals(cfg: DictConfig) -> None:
                 "method.relative_tolerance alone"
             )
     _check_allocation(cfg, goals)
-    sizes = cfg.goal.get("trial_sizes")
-    if isinstance(sizes, ListConfig) and not (len(sizes) == 2 and sizes[0] < sizes[1]):
-        raise SettingError(
-            f"goal.trial_sizes is {sizes}; it must be the smallest and the largest share of "
-            "weights that networks are made for, as [0.01,0.1]"
-        )
     if not goals:
         return
     name, wanted = goal_of(cfg)  # raises where there are several

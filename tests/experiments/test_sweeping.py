@@ -618,7 +618,7 @@ WRONG = {
     "goal.tolerances": ("[0.1,abc]", "0.1", "[]"),
     "goal.largest_layer": ("abc", "2"),
     "goal.trials": ("abc", "-1", "null"),
-    "goal.trial_sizes": ("[0.1,2]", "0.1"),
+    "goal.trial_sizes": ("[0.1,2]", "[0.1,abc]", "0.1"),
     "goal.allocation": ("fxed", "null"),
 }
 
