@@ -26,7 +26,7 @@ from ddlr.low_rank import solve_low_rank
 from ddlr.method import Method
 from ddlr.network import Settings, compress_network
 from ddlr.network_bound import output_bound
-from ddlr.network_refit import refit_network
+from ddlr.network_refit import NetworkRefit, refit_network
 from ddlr.problem import WarmStart
 from ddlr.rank_search import lowest_rank
 from ddlr.reduced_rank import refit_low_rank
@@ -54,6 +54,7 @@ __all__ = [
     "LowRankConvolution",
     "LowRankLinear",
     "Method",
+    "NetworkRefit",
     "PivotedConvolution",
     "PivotedLinear",
     "SelectedLinear",

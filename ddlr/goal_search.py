@@ -26,7 +26,7 @@ from ddlr.goals import (
 from ddlr.measured_allocation import measured_frontier
 from ddlr.method import Method
 from ddlr.network_bound import output_bound
-from ddlr.network_refit import refit_if_asked
+from ddlr.network_refit import NetworkRefit, refit_if_asked
 from ddlr.outputs import Output, OutputError, divergence, network_outputs
 from ddlr.result import CompressionResult, GoalReport
 from ddlr.walk import Solved, WalkSettings, compress_layers
@@ -45,7 +45,7 @@ def compress_to_goal(
     settings: WalkSettings,
     *,
     output: Output | None = None,
-    refit: str = "none",
+    refit: NetworkRefit | None = None,
 ) -> CompressionResult:
     """Compress a network to a goal by any method, with a tolerance of its own for each layer.
 
@@ -61,9 +61,9 @@ def compress_to_goal(
     goal : Goal
     output : {"classes", "binary", "values"} or callable, optional
         What the network's outputs are, see `ddlr.compress`.
-    refit : {"none", "layer", "network"}
-        "network" refits networks as a whole before they are measured, see `ddlr.refit_network`;
-        whether layers are refitted by themselves is in `settings`.
+    refit : NetworkRefit, optional
+        Refits networks as a whole before they are measured, see `ddlr.refit_network`; whether
+        layers are refitted by themselves is in `settings`.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def compress_to_goal(
         If outputs are not one tensor, or have values that are nan or infinite; -inf, as of masked
         classes, is left out. If held-out samples do not fit the network.
     """
-    if refit == "network":
+    if refit is not None:
         check_refit_of(goal, output)
     solved: Solved = {}
     to_meet = settled(goal, model, captured, output)
@@ -138,7 +138,7 @@ class Networks:
     captured: CapturedLayers
     method: Method
     settings: WalkSettings
-    refit: str = "none"
+    refit: NetworkRefit | None = None
     output: Output | None = None
     solved: Solved = field(default_factory=dict)
 

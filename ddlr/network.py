@@ -1,12 +1,13 @@
 """One path from a network to its compressed copy, for every method."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ddlr.calls import Forward, Samples
+from ddlr.calls import Forward, Samples, as_batches
 from ddlr.capture_check import select_captured
 from ddlr.captured import CapturedLayers
 from ddlr.capturing import capture_layers, capture_lazily
@@ -14,7 +15,7 @@ from ddlr.goal_search import compress_to_goal
 from ddlr.goals import GOALS, Goal
 from ddlr.latency import Latency, as_rule
 from ddlr.method import Method, SolveCache
-from ddlr.network_refit import refit_if_asked
+from ddlr.network_refit import NetworkRefit, refit_if_asked
 from ddlr.outputs import Output, check_output, check_trainable
 from ddlr.result import CompressionResult, LayerReport
 from ddlr.selection import Layers
@@ -62,6 +63,9 @@ class Settings:
     solve_cache : callable
         Called as ``cache(function, *arguments, **keywords)`` for each solve and each refit of a
         layer; it may answer with what it knows of an equal call.
+    network_refit : NetworkRefit
+        How the layers are trained together where `refit` is "network"; on more samples than those
+        of the calibration, if wanted.
     memory_limit, max_samples : int
         How much of the activations is kept, and where; see `ddlr.capture_layers`.
     """
@@ -75,6 +79,7 @@ class Settings:
     raise_on_failure: bool = True
     break_even: str | Latency = "parameters"
     solve_cache: SolveCache | None = None
+    network_refit: NetworkRefit | None = None
     memory_limit: int | None = None
     max_samples: int | None = None
 
@@ -106,6 +111,7 @@ def compress_network(
         tolerance=settings.tolerance, max_iterations=settings.max_iterations, ridge=settings.ridge
     )
     method.check(refit, order)
+    network_refit = _network_refit(refit, settings.network_refit, forward)
     check_output(output)
     _check_one_of(relative_tolerance, goal, on_layer)
     if method.one_tolerance and (goal is not None or isinstance(relative_tolerance, Mapping)):
@@ -141,9 +147,28 @@ def compress_network(
     )
     _check_break_even(captured, walk.break_even)
     if goal is not None:
-        return compress_to_goal(model, captured, method, goal, walk, output=output, refit=refit)
+        return compress_to_goal(
+            model, captured, method, goal, walk, output=output, refit=network_refit
+        )
     result = compress_layers(model, captured, method, relative_tolerance, walk, on_layer=on_layer)
-    return refit_if_asked(model, result, captured, refit=refit, output=output)
+    return refit_if_asked(model, result, captured, refit=network_refit, output=output)
+
+
+def _network_refit(
+    refit: str, asked: NetworkRefit | None, forward: Forward | None
+) -> NetworkRefit | None:
+    """The refit of all layers together, its samples as batches; None where there is to be none."""
+    if refit != "network":
+        if asked is not None:
+            raise ValueError(
+                f'settings.network_refit is given with refit={refit!r}; it is for refit="network"'
+            )
+        return None
+    asked = asked or NetworkRefit()
+    if asked.calibration is None:
+        return asked
+    batches = as_batches(asked.calibration, forward=forward, what="network_refit.calibration")
+    return dataclasses.replace(asked, calibration=batches)
 
 
 def _check_one_of(relative_tolerance: object, goal: object, on_layer: object) -> None:

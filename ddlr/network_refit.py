@@ -5,6 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,41 @@ from ddlr.result import CompressionResult, LayerReport, SolverStatus
 from ddlr.untouched import evaluating
 
 _BATCH = 1000
+
+
+@dataclass(frozen=True)
+class NetworkRefit:
+    """How `refit_network` moves the layers of a network together.
+
+    Where the calibration samples are few for the weights that are left, a refit learns these
+    samples by heart; more samples, which need no labels either, and a higher temperature keep it
+    from that.
+
+    Attributes
+    ----------
+    calibration : Tensor, or iterable of batches, optional
+        The samples that it learns from; those of the compression unless given. Of the same form,
+        and called the same way.
+    epochs, batch_size, learning_rate, temperature
+        See `refit_network`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range; names it.
+    """
+
+    calibration: Any = None
+    epochs: int = 20
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    temperature: float = 2.0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, as_whole_number(getattr(self, name), name, lowest=1))
+        for name in ("learning_rate", "temperature"):
+            object.__setattr__(self, name, as_number(getattr(self, name), name, positive=True))
 
 
 def refit_network(
@@ -91,10 +127,7 @@ def refit_network(
         dimension of samples, are not finite, or do not depend on the layers.
     """
     check_trainable(output)
-    epochs = as_whole_number(epochs, "epochs", lowest=1)
-    batch_size = as_whole_number(batch_size, "batch_size", lowest=1)
-    learning_rate = as_number(learning_rate, "learning_rate", positive=True)
-    temperature = as_number(temperature, "temperature", positive=True)
+    how = NetworkRefit(calibration, epochs, batch_size, learning_rate, temperature)
     batches = as_batches(calibration, forward=forward)
     check_call(original, batches)
     batches = _joined(batches)
@@ -108,7 +141,7 @@ def refit_network(
         for batch, before in zip(batches, original_outputs, strict=True)
     ):
         return refitted
-    loss_of = training_loss(original_outputs, output, temperature)
+    loss_of = training_loss(original_outputs, output, how.temperature)
     refitted.requires_grad_(False)
     moving = [
         parameter for name in layers for parameter in refitted.get_submodule(name).parameters()
@@ -116,13 +149,13 @@ def refit_network(
     supports = [parameter != 0 if parameter.ndim > 1 else None for parameter in moving]
     for parameter in moving:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.Adam(moving, lr=learning_rate)
-    steps = epochs * sum(math.ceil(len(batch) / batch_size) for batch in batches)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
+    optimiser = torch.optim.Adam(moving, lr=how.learning_rate)
+    steps = how.epochs * sum(math.ceil(len(batch) / how.batch_size) for batch in batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, how.learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(refitted) as device, torch.enable_grad():
-        for _ in range(epochs):
-            for place, chosen in _minibatches(batches, batch_size, generator):
+        for _ in range(how.epochs):
+            for place, chosen in _minibatches(batches, how.batch_size, generator):
                 outputs = one_tensor(batches[place].part(chosen).run(refitted, device))
                 loss = loss_of(original_outputs[place][chosen.to(outputs.device)], outputs)
                 if not loss.requires_grad:
@@ -193,19 +226,29 @@ def refit_if_asked(
     result: CompressionResult,
     captured: CapturedLayers,
     *,
-    refit: str,
+    refit: NetworkRefit | None,
     output: Output | None,
 ) -> CompressionResult:
-    """A compression, after a refit of all its layers together where `refit` is "network".
+    """A compression, after a refit of all its layers together where one is given.
 
     They are moved by `refit_network` and measured again. No certificate speaks of the weights any
     longer, and the layers' bounds may not hold: by how much is each report's violation.
     """
-    if refit != "network":
+    if refit is None:
         return result
     started = time.perf_counter()
     names = [report.name for report in result.layers]
-    refitted = refit_network(model, result.model, captured.batches, names, output=output)
+    refitted = refit_network(
+        model,
+        result.model,
+        captured.batches if refit.calibration is None else refit.calibration,
+        names,
+        output=output,
+        epochs=refit.epochs,
+        batch_size=refit.batch_size,
+        learning_rate=refit.learning_rate,
+        temperature=refit.temperature,
+    )
     share = (time.perf_counter() - started) / len(names)
     result = _measured_again(dataclasses.replace(result, model=refitted), captured)
     reports = tuple(

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import ddlr
-from ddlr import CompressionResult, Goal, GoalReport, LayerReport
+from ddlr import CompressionResult, Goal, GoalReport, LayerReport, NetworkRefit
 from ddlr.allocate import frontier, layer_options
 from ddlr.goal_search import Networks, measured_allocations
 from ddlr.goals import ON_HELD_OUT, TOLERANCES
@@ -38,7 +38,7 @@ from experiments.methods.configured import (
 from experiments.metrics import accuracy, layer_errors, output_measures, size_measures
 from experiments.runs.checks import check_settings
 from experiments.runs.layer_options import remembered_allocations, remembered_options
-from experiments.runs.preparation import Prepared, prepare
+from experiments.runs.preparation import Prepared, drawn_inputs, prepare
 from experiments.runs.records import ONE_TOLERANCE, provenance, write_json
 from experiments.runs.solves import DiskSolveCache
 from experiments.runs.sweeping import (
@@ -184,8 +184,17 @@ def compressed_as_configured(
         goal=None if goal == ONE_TOLERANCE else network_goal(cfg, prepared, solve_cache, device),
         workers=cfg.workers,
         solve_cache=solve_cache,
+        network_refit=_network_refit(cfg, device),
         on_layer=on_layer if goal == ONE_TOLERANCE else None,
     )
+
+
+def _network_refit(cfg: DictConfig, device: torch.device) -> NetworkRefit | None:
+    if cfg.method.get("refit") != "network":
+        return None
+    how = OmegaConf.to_container(cfg.network_refit)
+    samples = how.pop("samples")
+    return NetworkRefit(None if samples is None else drawn_inputs(cfg, samples, device), **how)
 
 
 def network_goal(

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import ddlr
-from ddlr import CompressionResult, Goal, LayerReport, Settings
+from ddlr import CompressionResult, Goal, LayerReport, NetworkRefit, Settings
 from ddlr.captured import CapturedLayers
 from ddlr.method import Method, SolveCache
 from ddlr.walk import WalkSettings
@@ -61,11 +61,13 @@ def compress_as_configured(
     goal: Goal | None = None,
     workers: int = 1,
     solve_cache: SolveCache | None = None,
+    network_refit: NetworkRefit | None = None,
     on_layer: Callable[[LayerReport], None] | None = None,
 ) -> CompressionResult:
     """Compress a network of logits of classes as a config says, or to a goal.
 
-    Parameters and errors are those of `ddlr.compress_network`.
+    Parameters and errors are those of `ddlr.compress_network`; `network_refit` is for a config that
+    asks for such a refit.
     """
     method = method_of(node)
     return ddlr.compress_network(
@@ -83,6 +85,7 @@ def compress_as_configured(
             raise_on_failure=node.get("raise_on_failure", True),
             workers=workers,
             solve_cache=_cache_for(method, solve_cache),
+            network_refit=network_refit,
         ),
     )
 

@@ -111,10 +111,12 @@ def _rival_lines(method: str, rows: pd.DataFrame) -> Lines:
             yield of_variant(rows, variant), method_style(method, weight, **dotted, label=label)
 
 
-def _of_last_allocation(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows allocated by roots where a method has such, else as they are."""
+def _of_last_settings(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows allocated by roots, and refitted on more samples, where a method has such."""
     by_roots = rows[rows["goal"] == f"{A_SIZE}_by_roots"]
-    return by_roots if len(by_roots) else rows[rows["goal"] == A_SIZE]
+    rows = by_roots if len(by_roots) else rows[rows["goal"] == A_SIZE]
+    on_more = rows[rows["network_refit"] != ""]
+    return on_more if len(on_more) else rows
 
 
 def _goal_lines(rows: pd.DataFrame) -> Lines:
@@ -130,6 +132,6 @@ def _goal_lines(rows: pd.DataFrame) -> Lines:
             if best:
                 label = f"{short_title(method)}, {words}"
                 yield (
-                    _of_last_allocation(of_variant(of_method, best)),
+                    _of_last_settings(of_variant(of_method, best)),
                     method_style(method, drawn, label=label),
                 )

@@ -81,7 +81,10 @@ MADE_BY = {
     "benchmark_targets": "python -m experiments.benchmark",
 }
 VARIANT = ["method", "constraint", "refit", "order"]
-GROUP = ["dataset", "model", *VARIANT, "cascade_bound", "ridge", "calibration_samples", "goal"]
+GROUP = [
+    *("dataset", "model", *VARIANT, "cascade_bound", "ridge", "calibration_samples"),
+    *("network_refit", "goal"),
+]
 SETTING = [*GROUP, "wanted"]
 
 
@@ -97,6 +100,8 @@ def read_table(path: Path) -> pd.DataFrame:
             table.loc[is_network, "model"] = name
     if "relative_tolerance" in table and "calibration_samples" in table:
         table = with_choices(table)
+    if "network_refit" in table:  # what is as usual is written as nothing
+        table["network_refit"] = table["network_refit"].astype(object).fillna("")
     if {"bytes_stored", "bytes_dense"} <= set(table):
         table["bytes_fraction"] = table["bytes_stored"] / table["bytes_dense"]
     return table
@@ -110,12 +115,14 @@ def with_choices(runs: pd.DataFrame) -> pd.DataFrame:
     of which the size was decided by former counts, see `experiments.runs.recounting`.
     """
     marks = ["earlier", "chosen_by_factors"]
-    choices = runs.reindex(columns=["goal", "wanted", "ridge", "cascade_bound", *marks])
+    named = ["goal", "wanted", "ridge", "cascade_bound", "network_refit"]
+    choices = runs.reindex(columns=[*named, *marks])
     return runs.assign(
         goal=choices["goal"].astype(object).fillna(ONE_TOLERANCE),
         wanted=choices["wanted"].fillna(runs["relative_tolerance"]),
         ridge=choices["ridge"].fillna(USUAL_RIDGE),
         cascade_bound=choices["cascade_bound"].astype(object).fillna(USUAL_CASCADE_BOUND),
+        network_refit=choices["network_refit"].astype(object).fillna(""),
         **{mark: choices[mark].astype(object).fillna(False).astype(bool) for mark in marks},
     )
 

@@ -97,6 +97,8 @@ def variant_words(names: Sequence[str], key: tuple) -> str:
     settings = dict(zip(names, key, strict=True))
     words = [METHOD_TITLES.get(settings["method"], settings["method"])]
     words += [f"refit {settings['refit']}", settings["order"]]
+    if settings.get("network_refit"):
+        words[1] += f" ({settings['network_refit']})"
     if settings["method"] in ("ddlr", "nettrim") and settings["constraint"] == "hinge":
         words.append("hinge set")
     if settings.get("goal") == ONE_TOLERANCE:

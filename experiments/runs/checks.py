@@ -112,6 +112,10 @@ SETTINGS = {
     "goal.trials": whole(0, 40),
     "goal.trial_sizes": FROM_SHARE_TO_SHARE,
     "goal.allocation": one_of(*ALLOCATIONS),
+    "network_refit.samples": whole(1, 20000).or_null(),
+    "network_refit.epochs": whole(1, 20),
+    "network_refit.learning_rate": number(0, 1e-3, open_below=True),
+    "network_refit.temperature": number(0, 2.0, open_below=True),
     "experiment_name": TEXT,
     "rerun": YES_OR_NO,
     "cache.enabled": YES_OR_NO,
@@ -219,11 +223,13 @@ def _check_samples(cfg: DictConfig) -> None:
         most = training_samples(name, held_out)
     except ValueError as error:
         raise SettingError(f"dataset.{error}") from error
-    if cfg.calibration_samples > most:
-        raise SettingError(
-            f"calibration_samples is {cfg.calibration_samples}; {name} has {most} training samples "
-            "to draw from, so it must be between 1 and that"
-        )
+    for key in ("calibration_samples", "network_refit.samples"):
+        samples = OmegaConf.select(cfg, key)
+        if samples is not None and samples > most:
+            raise SettingError(
+                f"{key} is {samples}; {name} has {most} training samples to draw from, so it must "
+                "be between 1 and that"
+            )
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

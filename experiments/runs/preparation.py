@@ -102,6 +102,12 @@ def _prepare(
     return Prepared(network, checkpoint, captured, judge_dense(network, captured, *splits))
 
 
+def drawn_inputs(cfg: DictConfig, samples: int, device: torch.device) -> Tensor:
+    """What the first fully connected layer gets, for samples drawn as those of calibration are."""
+    before, _ = split_at_first_linear(load_network(cfg, device)[0])
+    return predict(before, _dataset(cfg.dataset).calibration(samples, cfg.seed))
+
+
 def load_network(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, dict]:
     """The trained network that a config names, and the description of its checkpoint."""
     network = build(cfg.model)

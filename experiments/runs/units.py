@@ -15,6 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from ddlr import NetworkRefit
 from experiments.configuration import SettingError, given_goals
 from experiments.data import data_sha256
 from experiments.runs.checkpoints import checkpoint_path
@@ -39,6 +40,7 @@ _USUAL = {
     "order": "parallel",
     "cascade_bound": USUAL_CASCADE_BOUND,
     "ridge": USUAL_RIDGE,
+    "network_refit": "",
     "penalise_bias": False,
     "tolerance": 1e-2,
     "max_iterations": 5000,
@@ -190,7 +192,22 @@ def choices(cfg: DictConfig) -> dict:
         "wanted": wanted,
         "relative_tolerance": wanted if goal == ONE_TOLERANCE else None,
         "calibration_samples": cfg.calibration_samples,
+        "network_refit": _network_refit_words(cfg),
     }
+
+
+def _network_refit_words(cfg: DictConfig) -> str:
+    """In what the run's refit of the whole network is not as usual, if it has such a refit."""
+    node = cfg.get("network_refit")
+    if node is None or cfg.method.get("refit") != "network":
+        return ""
+    words = [] if node.samples is None else [f"{node.samples} samples"]
+    words += [
+        f"{name.replace('_', ' ')} {node[name]:g}"
+        for name in ("epochs", "learning_rate", "temperature")
+        if node[name] != getattr(NetworkRefit(), name)
+    ]
+    return ", ".join(words)
 
 
 def describe(cfg: DictConfig) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 import ddlr
 import doors
-from ddlr import CapturedLayers, SolverStatus, refit_network
+from ddlr import CapturedLayers, NetworkRefit, Settings, SolverStatus, refit_network
 from ddlr.layers import numerical_rank
 from ddlr.outputs import divergence
 from ddlr.sizes import layer_size
@@ -189,3 +189,59 @@ def test_of_some_layers_the_others_stay(method, network, captured):
             strict=True,
         ):
             assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("asked", [{"relative_tolerance": 0.3}, {"kept_fraction": 0.3}])
+def test_it_may_learn_from_other_samples_than_those_of_the_compression(asked, network, digits):
+    few, more = digits.calibration(200, seed=0), digits.calibration(700, seed=0)
+    how = {"epochs": 3, "batch_size": 50, "learning_rate": 3e-3, "temperature": 5.0}
+    settings = Settings(network_refit=NetworkRefit(more, **how))
+    compress = functools.partial(ddlr.compress, network, few, output="classes", **asked)
+    result = compress(refit="network", settings=settings)
+    before = compress(refit="layer")
+    names = [report.name for report in before.layers]
+    expected = refit_network(network, before.model, more, names, output="classes", **how)
+    for mine, theirs in zip(result.model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_other_samples_are_called_as_those_of_the_compression_are(network, digits):
+    few, more = digits.calibration(200, seed=0), digits.calibration(700, seed=0)
+
+    def forward(model, batch):
+        return model(batch["images"])
+
+    compress = functools.partial(
+        ddlr.compress, network, relative_tolerance=0.3, refit="network", output="classes"
+    )
+    first = compress(few, settings=Settings(network_refit=NetworkRefit(more)))
+    second = compress(
+        [{"images": few}],
+        forward=forward,
+        settings=Settings(network_refit=NetworkRefit([{"images": more}])),
+    )
+    inputs = digits.held_out.images
+    torch.testing.assert_close(
+        outputs_of(second.model, [inputs]), outputs_of(first.model, [inputs]), atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("refit", ["none", "layer"])
+def test_how_the_network_is_refitted_is_refused_where_it_is_not(refit, network, digits):
+    with pytest.raises(ValueError, match=rf"network_refit is given with refit='{refit}'"):
+        ddlr.compress(
+            network,
+            digits.calibration(200, seed=0),
+            relative_tolerance=0.3,
+            refit=refit,
+            settings=Settings(network_refit=NetworkRefit(epochs=3)),
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"batch_size": 1.5}, {"learning_rate": 0}, {"temperature": math.nan}]
+)
+def test_numbers_of_a_refit_that_make_none_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
+        NetworkRefit(**wrong)

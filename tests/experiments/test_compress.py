@@ -85,6 +85,21 @@ def test_test_data_decide_nothing_but_the_reported_accuracy(name, tmp_path, monk
 
 
 @pytest.mark.slow
+def test_a_refit_of_the_whole_network_may_have_samples_of_its_own(tmp_path):
+    own = ("method.refit=network", "network_refit.epochs=3")
+    usual = run(tmp_path / "usual", "lowest_rank", *own)
+    on_more = run(tmp_path / "more", "lowest_rank", *own, "network_refit.samples=900")
+    assert usual["row"]["network_refit"] == "epochs 3"
+    assert on_more["row"]["network_refit"] == "900 samples, epochs 3"
+    assert on_more["row"]["parameters_kept"] == usual["row"]["parameters_kept"]
+    closer, apart = (each["row"]["output_error_held_out"] for each in (on_more, usual))
+    assert closer != apart
+    # Those of the calibration alone change nothing.
+    same = run(tmp_path / "same", "lowest_rank", *own, "network_refit.samples=300")
+    assert same["row"]["output_error"] == usual["row"]["output_error"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_output_error_is_within_its_bound(name, tmp_path):
     method, overrides = METHODS[name]

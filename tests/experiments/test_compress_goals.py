@@ -101,10 +101,14 @@ def test_a_run_is_known_by_its_goal_and_not_by_the_tolerance_it_replaces(tmp_pat
         key("goal.kept_fraction=0.5", "goal.trials=4"),
         key("goal.kept_fraction=0.5", "goal.trials=4", "goal.trial_sizes=[0.1,0.9]"),
         key("goal.kept_fraction=0.5", "method.refit=network"),
+        key("goal.kept_fraction=0.5", "method.refit=network", "network_refit.samples=500"),
+        key("goal.kept_fraction=0.5", "method.refit=network", "network_refit.temperature=8"),
         key("goal.kept_fraction=0.5", "method.order=cascade"),
         key("goal.kept_fraction=0.5", "seed=1"),
     ]
     assert len({half, *others}) == 1 + len(others)
+    # Without a refit of the network as a whole, how it goes says nothing.
+    assert key("goal.kept_fraction=0.5", "network_refit.samples=500") == half
     # Without a goal the tolerances of one say nothing.
     assert key("goal.tolerances=null") == key()
 

@@ -620,6 +620,10 @@ WRONG = {
     "goal.trials": ("abc", "-1", "null"),
     "goal.trial_sizes": ("[0.1,2]", "[0.1,abc]", "0.1"),
     "goal.allocation": ("fxed", "null"),
+    "network_refit.samples": ("abc", "0", "1400"),
+    "network_refit.epochs": ("0", "1.5"),
+    "network_refit.learning_rate": ("0", "nan"),
+    "network_refit.temperature": ("abc", "-1"),
 }
 
 
