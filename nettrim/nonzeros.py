@@ -11,6 +11,7 @@ from ddlr.arguments import as_number
 from ddlr.constraints import OutputSet
 from ddlr.input_elimination import regress_on_fewest
 from ddlr.inputs import CentredInputs
+from ddlr.method import LayerProblem
 from ddlr.problem import WarmStart, check_problem, check_warm_start
 from ddlr.quadratic import OutputQuadratic
 from ddlr.rank_search import RADIUS_SLACK
@@ -169,6 +170,20 @@ def refit_nonzeros(
     refitted = torch.zeros_like(weight)
     refitted[:, used] = fit.weight.to(weight)
     return refitted, fit.answer().bias
+
+
+def refit_fewest(
+    problem: LayerProblem, solved: SolverResult, *, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """The best weight with as many nonzeros as a solved one, see `refit_nonzeros`."""
+    return refit_nonzeros(
+        problem.inputs,
+        problem.targets,
+        solved.weight,
+        solved.bias,
+        activation=problem.activation,
+        ridge=ridge,
+    )
 
 
 def check_selection(selection: float) -> float:

@@ -16,7 +16,7 @@ from ddlr.outputs import Output
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 from ddlr.selection import Layers
-from nettrim.nonzeros import fewest_nonzeros, refit_nonzeros
+from nettrim.nonzeros import fewest_nonzeros, refit_fewest
 from nettrim.smallest import refit_smallest, smallest_layer, store_smallest
 from nettrim.sparse import refit_sparse, solve_sparse
 
@@ -107,20 +107,6 @@ def refit_support(
 ) -> tuple[Tensor, Tensor]:
     """The best weight on the support of a solved one, see `nettrim.refit_sparse`."""
     return refit_sparse(
-        problem.inputs,
-        problem.targets,
-        solved.weight,
-        solved.bias,
-        activation=problem.activation,
-        ridge=ridge,
-    )
-
-
-def refit_fewest(
-    problem: LayerProblem, solved: SolverResult, *, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """The best weight with as many nonzeros as a solved one, see `nettrim.refit_nonzeros`."""
-    return refit_nonzeros(
         problem.inputs,
         problem.targets,
         solved.weight,

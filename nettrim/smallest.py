@@ -19,7 +19,7 @@ from ddlr.problem import WarmStart
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import ConvergenceError, SolverResult
 from ddlr.sizes import layer_size
-from nettrim.nonzeros import fewest_nonzeros, refit_nonzeros
+from nettrim.nonzeros import fewest_nonzeros, refit_fewest
 
 _BATCH, _ROUNDS = 256, 15  # of a timing
 
@@ -90,14 +90,7 @@ def refit_smallest(
     """Move a weight to a smaller output error in the form it has: at its rank, or its nonzeros."""
     if is_low_rank(solved.weight):
         return refit_rank(problem, solved, ridge=ridge)
-    return refit_nonzeros(
-        problem.inputs,
-        problem.targets,
-        solved.weight,
-        solved.bias,
-        activation=problem.activation,
-        ridge=ridge,
-    )
+    return refit_fewest(problem, solved, ridge=ridge)
 
 
 def store_smallest(weight: Tensor, bias: Tensor) -> nn.Module:
