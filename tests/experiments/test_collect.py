@@ -16,7 +16,7 @@ def row(run: str, kept: float, drop: float, test_drop: float = 0.0, **about) -> 
     """Of `sweeps.csv`; its setting is its kept fraction, unless another is given."""
     keys = ("dataset", "model", "method", "constraint", "refit", "order")
     row = {"run": run, **dict.fromkeys(keys, "x"), "ridge": 0.01, "calibration_samples": 500}
-    row["cascade_bound"] = "tolerance"
+    row |= {"cascade_bound": "tolerance", "network_refit": ""}
     row |= {"goal": "relative_tolerance", "wanted": kept, "relative_tolerance": kept, "seed": 0}
     row |= {"kept_fraction": kept, "bytes_dense": 1000, "bytes_stored": 500 * kept}
     return row | {"accuracy_drop_held_out": drop, "accuracy_drop": test_drop, **about}

@@ -22,6 +22,7 @@ def of_rank(
         ]
     ).assign(refit="none", order="parallel", goal="relative_tolerance", calibration_samples=5000)
     runs = runs.assign(dataset="mnist", constraint="hinge", ridge=0.01, cascade_bound="tolerance")
+    runs["network_refit"] = ""
     columns = ["run", "model", "seed", "method", "relative_tolerance"]
     hidden = runs[columns].assign(layer="fc1", activation="relu", rank=rank, form=form)
     last = runs[columns].assign(layer="fc2", activation="none", rank=1, form="low_rank")

@@ -227,6 +227,7 @@ def runs_table(folder: Path, accuracies: dict[str, float], kept: float = 0.5) ->
 def test_tables_are_compared_by_run():
     columns = ["goal", "wanted", "seed", "dataset", "model", "method", "constraint", "refit"]
     about = dict.fromkeys([*columns, "order", "cascade_bound", "ridge", "calibration_samples"], 0)
+    about["network_refit"] = ""
     one = pd.DataFrame([{**about, "run": run, "kept_fraction": 0.5} for run in "ab"])
     other = one.assign(run=["b", "c"], accuracy=[97.0, 1.0], kept_fraction=[0.4, 0.0])
     both = compare(one.assign(accuracy=[98.0, 96.97]), other)

@@ -106,6 +106,7 @@ def settings(*rows_: tuple, **columns) -> pd.DataFrame:
         **{
             **about,
             "cascade_bound": "tolerance",
+            "network_refit": "",
             "ridge": 0.01,
             "calibration_samples": 500,
             **columns,

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from experiments.report.tables import (
+    GROUP,
     at_commonest_samples_and_ridge,
     at_one_tolerance,
     in_order,
@@ -12,13 +13,14 @@ from experiments.report.tables import (
     with_all_seeds,
     with_choices,
 )
+from experiments.report.variants import variant_words
 from experiments.runs.records import ONE_TOLERANCE, USUAL_RIDGE
 
 
 def settings(**columns) -> pd.DataFrame:
     about = {key: "x" for key in ("dataset", "constraint", "refit", "order", "goal")}
     about |= {"model": "a", "method": "m", "ridge": 0.01, "calibration_samples": 5000, "seed": 0}
-    about["cascade_bound"] = "tolerance"
+    about |= {"cascade_bound": "tolerance", "network_refit": ""}
     rows = pd.DataFrame({"wanted": [0.1], **{name: [value] for name, value in columns.items()}})
     return rows.assign(**{key: value for key, value in about.items() if key not in rows})
 
@@ -79,6 +81,25 @@ def test_runs_from_before_there_were_choices_had_the_usual_ones():
     assert list(found["wanted"]) == [0.1, 0.2, 0.3]
     assert list(found["ridge"]) == [USUAL_RIDGE] * 2 + [1.0]
     assert list(at_one_tolerance(found)["wanted"]) == [0.1, 0.2]
+
+
+def test_a_refit_of_the_network_on_more_samples_is_a_setting_of_its_own(tmp_path):
+    usual = settings(refit="network", relative_tolerance=0.1)
+    on_more = settings(refit="network", relative_tolerance=0.1, network_refit="900 samples")
+    path = tmp_path / "sweeps.csv"
+    joined(usual, on_more).assign(run=["1", "2"]).to_csv(path, index=False)
+    found = read_table(path)
+    assert list(found["network_refit"]) == ["", "900 samples"]
+    assert len(with_all_seeds(found)) == 2
+    keys = [key for key, _ in found.groupby(GROUP)]
+    assert len(keys) == 2
+    assert [variant_words(GROUP, key) for key in keys] == [
+        "m, refit network, x",
+        "m, refit network (900 samples), x",
+    ]
+    # So do rows from before there was a choice.
+    old = joined(usual).drop(columns="network_refit")
+    assert list(with_choices(old)["network_refit"]) == [""]
 
 
 def test_names_come_once_in_the_known_order_and_others_after_them():

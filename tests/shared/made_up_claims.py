@@ -36,5 +36,6 @@ def curve(
     ]
     about = {"dataset": "mnist", "model": NETWORK, "method": method, "constraint": "nettrim"}
     about |= {"refit": refit, "order": order, "cascade_bound": "tolerance", "ridge": 0.01}
+    about["network_refit"] = ""
     table = pd.DataFrame(rows).assign(**about)
     return table.assign(bytes_fraction=table["kept_fraction"], calibration_samples=5000)

@@ -38,6 +38,7 @@ def curve(
         "order": order,
         "ridge": ridge,
         "cascade_bound": "tolerance",
+        "network_refit": "",
         "goal": goal,
     }
     about |= {"calibration_samples": samples}
@@ -61,6 +62,7 @@ def to_a_drop(test_drop: float, **about) -> pd.DataFrame:
         order="parallel",
         ridge=0.01,
         cascade_bound="tolerance",
+        network_refit="",
         calibration_samples=5000,
     )
     runs = runs.assign(goal="max_accuracy_drop", wanted=0.5, kept_fraction=0.1)

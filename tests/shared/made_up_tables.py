@@ -168,6 +168,7 @@ def _run(key: str, run: dict, random: np.random.Generator) -> tuple[dict, list[d
         "wanted": tolerance if kept_fraction is None else kept_fraction,
         "relative_tolerance": tolerance if kept_fraction is None else float("nan"),
         "cascade_bound": "tolerance",
+        "network_refit": "",
         "ridge": 0.01,
         "calibration_samples": run["samples"],
         **total,
