@@ -36,6 +36,7 @@ ROWS = {
     "DDLR, one tolerance": ["ddlr"],
     "fewest nonzeros": ["fewest_nonzeros"],
     "ALPS": ["alps"],
+    "OSSCAR and low rank": ["osscar"],
     "SparseGPT": ["sparsegpt"],
 }
 # What a size made by earlier code is, by method: an upper bound, or somewhat too small.
@@ -295,7 +296,7 @@ def test_the_page_says_where_a_baseline_is_above_ours():
 @pytest.mark.parametrize(
     ("drop", "words"),
     [
-        (1, ["keep 0.76 times", "LeNet-5 0.87 times", "0.36 times", "0.64 times", "0.45 times"]),
+        (1, ["keep 0.76 times", "LeNet-5 0.87 times", "0.39 times", "0.64 times", "0.45 times"]),
         (0.5, ["(0.95 times", "0.98 times", "LeNet-5 (0.81", "(1.01)", "(1.13)"]),
     ],
 )
