@@ -18,7 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import ddlr
 import nettrim
 from experiments.configuration import CONFIG_PATH, REPOSITORY
-from experiments.report.tables import NETWORK_TITLES, read_table
+from experiments.report.sizes_at_drop import Asked, sizes
+from experiments.report.sizes_at_drop import smallest as smallest_of
+from experiments.report.tables import NETWORK_TITLES, read_table, with_all_seeds
 from experiments.report.variants import OURS
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -307,6 +309,23 @@ def test_ratios_to_the_best_baseline_are_those_of_the_targets(drop, words):
         assert set(rows.index[rows["met"] == "no"]) == set(ratios)
     assert sorted(re.search(r"\d\.\d\d", each)[0] for each in words) == sorted(ratios.values())
     assert all(each in prose(RESULTS) for each in words)
+
+
+def test_sizes_with_all_layers_trained_together_are_those_of_the_runs():
+    said = table_after(text_of(RESULTS), "| LeNet-300-100, network refit |")
+    runs = with_all_seeds(results("sweeps"))
+    asked = Asked("lenet_300_100", refits=("network",))
+    runs = runs[(runs["model"] == asked.model) & (runs["refit"] == "network")]
+    for name, cells in list(said.items())[1:]:
+        of_method = runs[runs["method"].isin(ROWS[name])]
+        on_more = of_method["network_refit"].str.startswith("20000 samples")
+        for cell, rows in zip(cells, (of_method[~on_more], of_method[on_more]), strict=True):
+            size = smallest_of(sizes(rows, asked)) if len(rows) else None
+            wanted = (
+                "not run" if size is None else f"{100 * size.mean:.1f} % ({size.test_drop:.2f})"
+            )
+            assert cell == wanted, name
+    assert len(said) == 4
 
 
 def test_pages_say_how_many_rows_are_of_earlier_code():
