@@ -134,7 +134,8 @@ Made by `python -m experiments.targets` from the tables in this folder; not edit
 {", ".join(METHOD_TITLES[method] for method in OURS)};
 {" and ".join(METHOD_TITLES[method] for method in STEPS_OF_OURS)}, a step of the ablation, counts on
 neither side. The limits of size were set anew when today's rivals joined; former ones of the
-same sizes were larger. A *network refit* trains all layers together, without labels. Sizes are
+same sizes were larger. A *network refit* trains all layers together, without labels, on the samples
+of calibration or on more, which is named then. Sizes are
 fractions of the fully connected layers' weights or bytes, at a drop on held-out samples,
 interpolated in the logarithm of the size, means over seeds: of each method the smallest of its
 refits, orders, numbers of calibration samples and ridges. A variant of which a seed is never within
