@@ -89,7 +89,7 @@ def _bars(sizes: pd.DataFrame) -> list[_Bar]:
         )
         for method in RIVALS
     ]
-    for method in (*RIVALS, "svd", "activation_svd", "magnitude", "alps", *OURS):
+    for method in (*RIVALS, "svd", "activation_svd", "magnitude", "osscar", "alps", *OURS):
         name = "magnitude" if method in kinds else short_title(method)
         rows = of_methods(alone, *kinds.get(method, (method,)))
         bars.append(_Bar(method, f"{name}, at its best", rows, "full"))

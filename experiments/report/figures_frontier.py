@@ -111,27 +111,28 @@ def _rival_lines(method: str, rows: pd.DataFrame) -> Lines:
             yield of_variant(rows, variant), method_style(method, weight, **dotted, label=label)
 
 
-def _of_last_settings(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows allocated by roots, and refitted on more samples, where a method has such."""
+def _of_last_allocation(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows allocated by roots where a method has such, else as they are."""
     by_roots = rows[rows["goal"] == f"{A_SIZE}_by_roots"]
-    rows = by_roots if len(by_roots) else rows[rows["goal"] == A_SIZE]
-    on_more = rows[rows["network_refit"] != ""]
-    return on_more if len(on_more) else rows
+    return by_roots if len(by_roots) else rows[rows["goal"] == A_SIZE]
 
 
 def _goal_lines(rows: pd.DataFrame) -> Lines:
     for method in in_order(rows["method"], METHOD_STYLES):
         of_method = rows[rows["method"] == method]
         weight = BOLD if method in OURS else THICK if method in RIVALS else FAINT
+        thin = THIN | {"zorder": weight.get("zorder", 2)}
         together = [(NETWORK_REFIT, order) for order in ("cascade", "parallel")]
-        for variants, words, drawn in (
-            ((*IMPROVED, AS_PUBLISHED), "allocated", weight),
-            (together, "network refit", THIN | {"zorder": weight.get("zorder", 2)}),
+        on_more = of_method["network_refit"] != ""
+        for rows_of, variants, words, drawn in (
+            (of_method[~on_more], (*IMPROVED, AS_PUBLISHED), "allocated", weight),
+            (of_method[~on_more], together, "network refit", thin),
+            (of_method[on_more], together, "refit on more samples", thin | {"linestyle": ":"}),
         ):
-            best = best_variant(of_method, variants)
+            best = best_variant(rows_of, variants)
             if best:
                 label = f"{short_title(method)}, {words}"
                 yield (
-                    _of_last_settings(of_variant(of_method, best)),
+                    _of_last_allocation(of_variant(rows_of, best)),
                     method_style(method, drawn, label=label),
                 )
