@@ -192,9 +192,13 @@ def compressed_as_configured(
 def _network_refit(cfg: DictConfig, device: torch.device) -> NetworkRefit | None:
     if cfg.method.get("refit") != "network":
         return None
-    how = OmegaConf.to_container(cfg.network_refit)
-    samples = how.pop("samples")
-    return NetworkRefit(None if samples is None else drawn_inputs(cfg, samples, device), **how)
+    how = cfg.network_refit
+    return NetworkRefit(
+        None if how.samples is None else drawn_inputs(cfg, how.samples, device),
+        epochs=how.epochs,
+        learning_rate=how.learning_rate,
+        temperature=how.temperature,
+    )
 
 
 def network_goal(

@@ -10,7 +10,7 @@ from torch import nn
 
 import ddlr
 import doors
-from ddlr import SolverStatus
+from ddlr import NetworkRefit, SolverStatus
 from ddlr.allocate import frontier, layer_options
 from ddlr.compression import FEWEST_WEIGHTS
 from ddlr.goal_search import Networks, reach
@@ -234,7 +234,7 @@ def test_budgets_are_kept_and_used_where_layers_drop_inputs(order, refit, networ
         captured,
         FEWEST_WEIGHTS,
         WalkSettings(order=order),
-        refit="network" if refit else "none",
+        refit=NetworkRefit() if refit else None,
         output="classes",
     )
     for budget in (10, dense // 100, dense // 20, dense // 5, dense // 2, dense):
