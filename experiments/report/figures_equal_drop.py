@@ -23,6 +23,7 @@ from experiments.report.variants import (
     NETWORK_REFIT,
     OURS,
     RIVALS,
+    TODAYS_RIVALS,
     in_main_set,
     of_methods,
     of_variant,
@@ -89,7 +90,7 @@ def _bars(sizes: pd.DataFrame) -> list[_Bar]:
         )
         for method in RIVALS
     ]
-    for method in (*RIVALS, "svd", "activation_svd", "magnitude", "osscar", "alps", *OURS):
+    for method in (*RIVALS, "svd", "activation_svd", "magnitude", *TODAYS_RIVALS, *OURS):
         name = "magnitude" if method in kinds else short_title(method)
         rows = of_methods(alone, *kinds.get(method, (method,)))
         bars.append(_Bar(method, f"{name}, at its best", rows, "full"))
@@ -132,6 +133,7 @@ def _draw_bars(axes: Axes, rows: pd.DataFrame, places: np.ndarray, width: float,
             text,
             (place, height),
             xytext=(0, 1.5),
+            rotation=90 if text == "n/a" else 0,
             textcoords="offset points",
             ha="center",
             va="bottom",

@@ -33,7 +33,7 @@ METHOD_STYLES = {
     "sparsegpt": {"color": "#7A6FBE", "marker": ">"},
     "osscar": {"color": "#5F9EA0", "marker": "H"},
     "double_sparse": {"color": "#808000", "marker": "8"},
-    "sparse_low_rank": {"color": "#2F4F4F", "marker": "1"},
+    "sparse_low_rank": {"color": "#2E8B22", "marker": "D"},
     "low_rank_plus_sparse": {"color": "#A0522D", "marker": "2"},
     "magnitude": {"color": "#CC79A7", "marker": "P"},
     "magnitude_global": {"color": "#4D4D4D", "marker": "X"},

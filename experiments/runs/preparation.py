@@ -45,14 +45,16 @@ class Prepared:
     judged: Judged
 
 
-# Of this process: the latest preparation and the latest data set, each under its key.
+# Of this process: the latest preparation, drawn inputs and data set, each under its key.
 _latest: dict[str, Prepared] = {}
+_latest_drawn: dict[str, Tensor] = {}
 _latest_dataset: dict[str, Dataset] = {}
 
 
 def forget() -> None:
     """Let go of what is in memory: what follows begins as in a new process."""
     _latest.clear()
+    _latest_drawn.clear()
     _latest_dataset.clear()
 
 
@@ -104,8 +106,13 @@ def _prepare(
 
 def drawn_inputs(cfg: DictConfig, samples: int, device: torch.device) -> Tensor:
     """What the first fully connected layer gets, for samples drawn as those of calibration are."""
-    before, _ = split_at_first_linear(load_network(cfg, device)[0])
-    return predict(before, _dataset(cfg.dataset).calibration(samples, cfg.seed))
+    key = f"{samples} for {content_key(cfg, device)} on {device}"
+    if key not in _latest_drawn:
+        before, _ = split_at_first_linear(load_network(cfg, device)[0])
+        drawn = predict(before, _dataset(cfg.dataset).calibration(samples, cfg.seed))
+        _latest_drawn.clear()
+        _latest_drawn[key] = drawn
+    return _latest_drawn[key]
 
 
 def load_network(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, dict]:

@@ -18,6 +18,8 @@ ONE_TOLERANCE = "relative_tolerance"  # the goal of a run that has no other
 USUAL_RIDGE = 1e-2  # of runs that do not say
 USUAL_CASCADE_BOUND = "tolerance"  # of runs that do not say
 USUAL_ALLOCATION = "measured"  # of goals that do not say
+# Of refits of the whole network that do not say; those of conf/compress.yaml.
+USUAL_NETWORK_REFIT = {"epochs": 20, "learning_rate": 1e-3, "temperature": 2.0}
 _REPORTED_PACKAGES = ("torch", "numpy", "hydra-core", "pandas", "wandb")
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ddlr import NetworkRefit
 from experiments.configuration import SettingError, given_goals
 from experiments.data import data_sha256
 from experiments.runs.checkpoints import checkpoint_path
@@ -24,6 +23,7 @@ from experiments.runs.records import (
     ONE_TOLERANCE,
     USUAL_ALLOCATION,
     USUAL_CASCADE_BOUND,
+    USUAL_NETWORK_REFIT,
     USUAL_RIDGE,
     file_sha256,
     identity,
@@ -204,8 +204,8 @@ def _network_refit_words(cfg: DictConfig) -> str:
     words = [] if node.samples is None else [f"{node.samples} samples"]
     words += [
         f"{name.replace('_', ' ')} {node[name]:g}"
-        for name in ("epochs", "learning_rate", "temperature")
-        if node[name] != getattr(NetworkRefit(), name)
+        for name, usual in USUAL_NETWORK_REFIT.items()
+        if node[name] != usual
     ]
     return ", ".join(words)
 

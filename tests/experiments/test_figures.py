@@ -184,6 +184,19 @@ def test_each_method_has_its_best_allocated_form_and_that_with_network_refit(who
         assert broken.get_markerfacecolor() == "white"
 
 
+def test_refits_of_the_network_on_more_samples_are_a_line_of_their_own(whole):
+    sweeps = whole["sweeps"].query("goal == 'kept_fraction'")
+    together = sweeps[(sweeps["method"] == "lowest_rank") & (sweeps["refit"] == "network")]
+    on_more = together.assign(network_refit="900 samples", accuracy=together["accuracy"] + 0.2)
+    axes = frontier_goals(pd.concat([sweeps, on_more]), "weights").axes[0]
+    usual, more = (
+        line(axes, f"lowest rank, {words}") for words in ("network refit", "refit on more samples")
+    )
+    assert (usual.get_linestyle(), more.get_linestyle()) == ("--", ":")
+    np.testing.assert_allclose(more.get_ydata(), usual.get_ydata() + 0.2)
+    assert "DDLR, refit on more samples" not in labels(axes)
+
+
 def test_the_best_allocated_form_is_sought_network_by_network(whole):
     sweeps = whole["sweeps"].query("goal == 'kept_fraction'")
     other = sweeps["model"] == "lenet5"
