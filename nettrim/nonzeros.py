@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,16 +16,12 @@ from ddlr.quadratic import OutputQuadratic
 from ddlr.rank_search import RADIUS_SLACK
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
+from nettrim.secants import RESOLUTION, log_ratio, next_size
 from nettrim.sparse_fit import SparseFit, SparseProblem
 
-_RESOLUTION = 1.01
 _SUPPORTS, _SUPPORTS_OF_REFIT = 3, 10
-# The error goes about so with the number of nonzeros, in logarithms.
-_SLOPE = -0.6
-_GROWTH = 2.0
 # Fits whose error is so near to the radius take a turn with more nonzeros, and back.
 _NEAR, _SWINGS_OF_REFIT = 1.06, 2
-_TINY = 1e-9
 
 
 @torch.no_grad()
@@ -238,14 +233,14 @@ def _search(problem: SparseProblem) -> tuple[WarmStart | None, int]:
         if radius**2 < fit.square <= (_NEAR * radius) ** 2:
             fit = fit.after_swing(nonzeros)
         iterations += fit.iterations
-        errors[nonzeros] = math.log(max(fit.square**0.5, _TINY) / radius)
+        errors[nonzeros] = log_ratio(fit.square**0.5, radius)
         if fit.square <= radius**2:
             best, kept = fit.answer(), nonzeros
         else:
             missed, below = nonzeros, fit
-        if kept <= max(missed + 1, _RESOLUTION * missed):
+        if kept <= max(missed + 1, RESOLUTION * missed):
             return best, iterations
-        nonzeros = _next_number(errors, missed, kept)
+        nonzeros = next_size(errors, missed, kept)
         fit = below.with_support(nonzeros) if missed else _first_fit(problem, nonzeros)
 
 
@@ -271,20 +266,3 @@ def _number_of_largest(quadratic: OutputQuadratic, radius: float) -> int:
         enough = quadratic.excess(weight.view_as(dense)) <= radius**2
         low, high = (low, middle) if enough else (middle, high)
     return high
-
-
-def _next_number(errors: Mapping[int, float], missed: int, kept: int) -> int:
-    """Where the logarithm of the error is expected to meet that of the radius, from below.
-
-    By interpolation between a number that is not enough and one that is; before there is one that
-    is, somewhat below where it seems to be, and at most twice as many.
-    """
-    if missed in errors and kept in errors:
-        share = errors[missed] / (errors[missed] - min(errors[kept], -_TINY))
-        guess = missed * (kept / missed) ** min(max(share, 0.1), 0.9)
-    elif missed in errors:
-        guess = missed * min(math.exp(errors[missed] / -_SLOPE), _GROWTH)
-    else:
-        guess = kept / _GROWTH
-    guess = min(max(guess, _RESOLUTION * missed), kept / _RESOLUTION)
-    return min(max(round(guess), missed + 1), kept - 1)

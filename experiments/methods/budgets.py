@@ -13,8 +13,10 @@ from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
 from ddlr.reduced_rank import check_ridge
 from ddlr.result import SolverResult, SolverStatus
+from nettrim.secants import RESOLUTION, extrapolated, log_ratio, next_size
 
-RESOLUTION = 1.01
+_FIRST = 1 / 20  # of the largest budget: no search begins below
+_HALVE_EVERY = 3  # steps, so that errors that go down in steps do not stop a search
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ def smallest_within(
 ) -> SolverResult:
     """The layer of the smallest budget, up to one per cent, whose outputs are within the radius.
 
-    Found by bisection of the budget's logarithm, as if a larger one never did worse. The start
-    itself where no budget below the largest will do; a bias alone where that will do.
+    Found by secants of the logarithms of budget and error, and by bisection in every third step, as
+    if a larger budget never did worse. The start itself where no budget below the largest will do;
+    a bias alone where that will do.
 
     Parameters
     ----------
@@ -54,28 +57,26 @@ def smallest_within(
         `objective` is the budget; the status is "fitted", `iterations` the number of fits.
     """
     began = time.perf_counter()
-    fits = 0
-
-    def within(weight: Tensor, bias: Tensor) -> bool:
-        return outputs.violation(torch.addmm(bias, inputs.inputs, weight.T)) == 0
-
     constant = WarmStart(torch.zeros_like(start.weight), outputs.best_constant_output())
-    if within(constant.weight, constant.bias):
+    if _log_error(constant, inputs, outputs) <= 0:
         best, kept, missed = constant, 0, 0
     else:
         best, kept, missed = start, largest, 0
+    budget = _first_budget(largest, _log_error(start, inputs, outputs))
+    errors: dict[int, float] = {}
     while kept > max(missed + 1, RESOLUTION * missed):
-        budget = max(missed + 1, min(kept - 1, round((max(missed, 1) * kept) ** 0.5)))
-        tried, fits = fit(budget), fits + 1
-        if within(tried.weight, tried.bias):
+        tried = fit(budget)
+        errors[budget] = _log_error(tried, inputs, outputs)
+        if errors[budget] <= 0:
             best, kept = tried, budget
         else:
             missed = budget
+        budget = _next_budget(errors, missed, kept)
     return SolverResult(
         weight=best.weight,
         bias=best.bias,
         status=SolverStatus.FITTED,
-        iterations=fits,
+        iterations=len(errors),
         objective=float(kept),
         lower_bound=float("nan"),
         relative_gap=float("nan"),
@@ -84,6 +85,23 @@ def smallest_within(
         seconds=time.perf_counter() - began,
         parts=getattr(best, "parts", None),
     )
+
+
+def _log_error(fit: WarmStart | SolverResult, inputs: CentredInputs, outputs: OutputSet) -> float:
+    """The logarithm of ||D||_F relative to the radius."""
+    produced = torch.addmm(fit.bias, inputs.inputs, fit.weight.T)
+    return log_ratio(torch.linalg.vector_norm(outputs.deviation(produced)).item(), outputs.radius)
+
+
+def _first_budget(largest: int, error: float) -> int:
+    """Where the error of the largest budget says that the answer may be, but not too far below."""
+    return max(round(largest * min(max(extrapolated(error), _FIRST), 1 / RESOLUTION)), 1)
+
+
+def _next_budget(errors: Mapping[int, float], missed: int, kept: int) -> int:
+    if missed and len(errors) % _HALVE_EVERY == 0:
+        return min(max(round((missed * kept) ** 0.5), missed + 1), kept - 1)
+    return next_size(errors, missed, kept)
 
 
 def smallest_of_several(
@@ -106,9 +124,8 @@ def smallest_of_several(
         if below < 1:
             return best
         tried = fit(below)
-        produced = torch.addmm(tried.bias, inputs.inputs, tried.weight.T)
         found, fitted = best, 1
-        if outputs.violation(produced) == 0:
+        if _log_error(tried, inputs, outputs) <= 0:
             found = smallest_within(fit, below, inputs, outputs, tried)
             fitted += found.iterations
         best = replace(
