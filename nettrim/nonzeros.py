@@ -16,7 +16,7 @@ from ddlr.quadratic import OutputQuadratic
 from ddlr.rank_search import RADIUS_SLACK
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
-from nettrim.secants import RESOLUTION, log_ratio, next_size
+from nettrim.budgets import RESOLUTION, log_ratio, next_size
 from nettrim.sparse_fit import SparseFit, SparseProblem
 
 _SUPPORTS, _SUPPORTS_OF_REFIT = 3, 10

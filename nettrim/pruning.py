@@ -19,6 +19,7 @@ from ddlr.selection import Layers
 from nettrim.nonzeros import fewest_nonzeros, refit_fewest
 from nettrim.smallest import refit_smallest, smallest_layer, store_smallest
 from nettrim.sparse import refit_sparse, solve_sparse
+from nettrim.sums import PARTS
 
 
 def prune(
@@ -148,6 +149,7 @@ SMALLEST = Method(
     refit=refit_smallest,
     refit_options={"ridge": RIDGE},
     store=store_smallest,
+    parts=PARTS,
     drops_unread=True,
     freeing_nothing={"selection": 0.0},
     in_parts=True,

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from ddlr.reduced_rank import RIDGE
 from ddlr.result import ConvergenceError, SolverResult
 from ddlr.sizes import layer_size
 from nettrim.nonzeros import fewest_nonzeros, refit_fewest
+from nettrim.sums import refit_sum, smallest_sum, store_sum
 
 _BATCH, _ROUNDS = 256, 15  # of a timing
 
@@ -41,9 +43,10 @@ def smallest_layer(
 
         minimise size(W)   subject to ||D||_F <= radius,   over W and b
 
-    with D as in `ddlr.lowest_rank`, and over two forms: of low rank on some of the inputs, by
-    `ddlr.fewest_weights`, which is dense on these where the rank is full; and sparse, by
-    `nettrim.fewest_nonzeros`. Each keeps the promise by itself; the smaller one is the answer.
+    with D as in `ddlr.lowest_rank`, and over three forms: of low rank on some of the inputs, by
+    `ddlr.fewest_weights`, which is dense on these where the rank is full; sparse, by
+    `nettrim.fewest_nonzeros`; and the sum of both, by `nettrim.sums.smallest_sum`. Each keeps the
+    promise by itself; the smallest one is the answer.
 
     Parameters, return value and errors are those of `nettrim.fewest_nonzeros`. Beside them:
 
@@ -54,27 +57,32 @@ def smallest_layer(
         the layer as it is deployed, for 256 samples at once, with the threads that torch has, so
         that the answer depends on the machine. See `ddlr.layer_size`, `ddlr.compact`.
     cache : callable, optional
-        Called as ``cache(function, *arguments, **keywords)`` for each of the two searches; it may
+        Called as ``cache(function, *arguments, **keywords)`` for each of the searches; it may
         answer with what it knows of an equal call.
 
     Returns
     -------
     SolverResult
-        `objective` is the size. `iterations` and `seconds` are of both searches.
+        `objective` is the size, `parts` are those of a sum. `iterations` and `seconds` are of all
+        searches.
     """
     size_of = MEASURES[one_of(minimise, "minimise", tuple(MEASURES))]
     began = time.perf_counter()
     inputs = CentredInputs.of(inputs)
+    search = partial(_within_radius, cache, inputs, targets, radius)
     shared = {"activation": activation, "ridge": ridge, "warm_start": warm_start}
-    searches = {fewest_weights: shared, fewest_nonzeros: shared | {"selection": selection}}
     tried = [
-        _within_radius(cache, search, inputs, targets, radius, **options)
-        for search, options in searches.items()
+        search(fewest_weights, **shared),
+        search(fewest_nonzeros, **shared, selection=selection),
     ]
     found = [each for each in tried if isinstance(each, SolverResult)]
     if not found:
         raise tried[-1]
-    sizes = [size_of(store_smallest(each.weight, each.bias), inputs.inputs) for each in found]
+    if warm_start is not None and len(found) == len(tried):
+        low_rank, sparse = found
+        found.append(search(smallest_sum, **shared, low_rank=low_rank, sparse=sparse))
+    stored = [store_smallest(each.weight, each.bias, **each.parts or {}) for each in found]
+    sizes = [size_of(layer, inputs.inputs) for layer in stored]
     smallest = min(sizes)
     return dataclasses.replace(
         found[sizes.index(smallest)],
@@ -86,15 +94,18 @@ def smallest_layer(
 
 def refit_smallest(
     problem: LayerProblem, solved: SolverResult, *, ridge: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
     """Move a weight to a smaller output error in the form it has: at its rank, or its nonzeros."""
-    if is_low_rank(solved.weight):
-        return refit_rank(problem, solved, ridge=ridge)
-    return refit_fewest(problem, solved, ridge=ridge)
+    if solved.parts is not None:
+        return refit_sum(problem, solved, ridge=ridge)
+    refit = refit_rank if is_low_rank(solved.weight) else refit_fewest
+    return *refit(problem, solved, ridge=ridge), None
 
 
-def store_smallest(weight: Tensor, bias: Tensor) -> nn.Module:
-    """A weight as two factors where that stores fewer weights than its nonzeros are, else whole."""
+def store_smallest(weight: Tensor, bias: Tensor, **parts: Tensor) -> nn.Module:
+    """Two layers of parts that add up, else two factors where these are fewer than the nonzeros."""
+    if parts:
+        return store_sum(weight, bias, **parts)
     if is_low_rank(weight):
         return store_selected(weight, bias)
     return store_linear(weight, bias)
@@ -107,12 +118,17 @@ def is_low_rank(weight: Tensor) -> bool:
 
 
 def _within_radius(
-    cache: SolveCache | None, search: Callable[..., SolverResult], *arguments, **options
+    cache: SolveCache | None,
+    inputs: CentredInputs,
+    targets: Tensor,
+    radius: float,
+    search: Callable[..., SolverResult],
+    **options,
 ) -> SolverResult | ConvergenceError:
     try:
         if cache is None:
-            return search(*arguments, **options)
-        return cache(search, *arguments, **options)
+            return search(inputs, targets, radius, **options)
+        return cache(search, inputs, targets, radius, **options)
     except ConvergenceError as error:
         return error
 

@@ -1,6 +1,7 @@
 """Fits of a weight with a given number of nonzeros: where these are, and what they are."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -66,6 +67,7 @@ class SparseFit(MajorisedFit):
 
     weight: Tensor  # shape (out_features, in_features), float64
     shift: Tensor  # shape (out_features,), the bias beside centred inputs
+    parts: Mapping[str, Tensor] = {}  # what the weight is the sum of, if of several
 
     def __init__(self, problem: SparseProblem, support: Tensor, targets: Tensor):
         super().__init__(problem.outputs)
@@ -128,13 +130,17 @@ class SparseFit(MajorisedFit):
         return WarmStart(weight, self.shift - weight @ self.problem.inputs.mean)
 
     def _sweep(self, targets: Tensor) -> bool:
-        weight = self._regression(self.problem.cross(targets))
+        weight, parts = self._least_squares(targets)
         shift = targets.mean(dim=0)
         square, loss = self._evaluate(weight, shift, self._spare)
         if not self._is_lower(square, loss):
             return False
-        self.weight, self.shift = weight, shift
+        self.weight, self.shift, self.parts = weight, shift, parts
         return True
+
+    def _least_squares(self, targets: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The weight for given targets, and its parts."""
+        return self._regression(self.problem.cross(targets)), {}
 
     def _evaluate(self, weight: Tensor, shift: Tensor, nearest: Tensor) -> tuple[float, float]:
         """The ||D||_F^2 of a weight and its loss; writes the majoriser's targets to `nearest`."""

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from ddlr.method import Method
 from ddlr.reduced_rank import RIDGE
 from ddlr.sizes import layer_size
-from experiments.methods.sparse_low_rank import SPARSE_LOW_RANK, refit_sum, store_sum
+from experiments.methods.sparse_low_rank import refit_sum
 from nettrim.low_rank_plus_sparse import solve_low_rank_plus_sparse
+from nettrim.sums import PARTS, store_sum
 
 
 def store_smaller_sum(weight: Tensor, bias: Tensor, **parts: Tensor) -> nn.Module | None:
@@ -32,5 +33,5 @@ LOW_RANK_PLUS_SPARSE = Method(
     refit=refit_sum,
     refit_options={"ridge": RIDGE},
     store=store_smaller_sum,
-    parts=SPARSE_LOW_RANK.parts,
+    parts=PARTS,
 )

@@ -21,13 +21,13 @@ from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import SolverResult
-from experiments.methods.budgets import Fitted, smallest_of_several
 from experiments.methods.fixed_structure import (
     QuadraticFits,
     largest_entries,
     minimise_on_support,
     refit_parts,
 )
+from nettrim.budgets import Fitted, smallest_of_several
 
 # Of the nonzeros, how many go to the square factor. The one that is the best most often first.
 _SQUARE_SHARES = (0.25, 0.4, 0.1)

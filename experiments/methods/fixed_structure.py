@@ -15,7 +15,7 @@ from ddlr.method import LayerProblem
 from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
 from ddlr.result import SolverResult
-from experiments.methods.budgets import Fitted
+from nettrim.budgets import Fitted
 from nettrim.support import largest_places
 
 _REFIT_STEPS = 100

@@ -13,7 +13,7 @@ from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import SolverResult
-from experiments.methods.budgets import fewest_nonzeros
+from experiments.methods.pruning import fewest_nonzeros
 from nettrim.pruning import refit_support
 from nettrim.support import largest_places
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddlr.compression import store_low_rank
 from ddlr.constraints import OutputSet
 from ddlr.eigen import symmetric_eigen
 from ddlr.inputs import CentredInputs
-from ddlr.layers import LowRankLinear, SparsePlusLowRank, numerical_rank, store_linear
+from ddlr.layers import numerical_rank
 from ddlr.method import LayerProblem, Method
 from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
@@ -22,13 +21,14 @@ from ddlr.rank_search import lowest_truncation
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import SolverResult
 from ddlr.sizes import fewest_stored
-from experiments.methods.budgets import Fitted, smallest_of_several
 from experiments.methods.fixed_structure import (
     QuadraticFits,
     largest_entries,
     minimise_on_support,
     refit_parts,
 )
+from nettrim.budgets import Fitted, smallest_of_several
+from nettrim.sums import PARTS, store_sum
 
 # Of the lowest rank that is within the radius by itself; what is left of a budget is nonzeros.
 _RANK_SHARES = (0.125, 0.25, 0.5, 1.0, 0.0)  # the one that is the best most often comes first
@@ -216,19 +216,6 @@ def refit_sum(problem: LayerProblem, solved: SolverResult, *, ridge: float) -> t
     return refit_parts(problem, solved, improve_sum, ridge=ridge)
 
 
-def store_sum(
-    weight: Tensor, bias: Tensor, sparse: Tensor | None = None, low_rank: Tensor | None = None
-) -> nn.Module | None:
-    """A layer of both parts, or of one where the other is zero; None without parts."""
-    if sparse is None or low_rank is None:
-        return None if weight.any() else store_low_rank(weight, bias)
-    if not low_rank.any():
-        return store_linear(sparse, bias)
-    if not sparse.any():
-        return store_low_rank(low_rank, bias)
-    return SparsePlusLowRank(store_linear(sparse, None), LowRankLinear.from_weight(low_rank, bias))
-
-
 SPARSE_LOW_RANK = Method(
     name="sparse_low_rank",
     solver=solve_sparse_low_rank,
@@ -236,5 +223,5 @@ SPARSE_LOW_RANK = Method(
     options={"ridge": RIDGE},
     refit=refit_sum,
     refit_options={"ridge": RIDGE},
-    parts={"sparse": (True, True), "low_rank": (True, True)},
+    parts=PARTS,
 )

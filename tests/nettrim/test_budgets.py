@@ -6,8 +6,7 @@ import torch
 from ddlr.constraints import OutputSet
 from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart
-from experiments.methods.budgets import smallest_of_several, smallest_within
-from nettrim.secants import RESOLUTION
+from nettrim.budgets import RESOLUTION, smallest_of_several, smallest_within
 
 LARGEST = 200_000
 

@@ -1,5 +1,6 @@
-"""The smallest budget of a method, such as a number of nonzeros, that keeps a layer's promise."""
+"""The smallest budget, such as a number of nonzeros, with which a layer is within a radius."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,17 @@ from torch import Tensor
 from ddlr.constraints import OutputSet
 from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart
-from ddlr.quadratic import OutputQuadratic
-from ddlr.reduced_rank import check_ridge
 from ddlr.result import SolverResult, SolverStatus
-from nettrim.secants import RESOLUTION, extrapolated, log_ratio, next_size
 
+RESOLUTION = 1.01
+"""The answer is within the radius; one so many times smaller was not."""
+
+_TINY = 1e-9
+# The error goes about so with the number of nonzeros, in logarithms.
+_SLOPE = -0.6
+_GROWTH = 2.0
+# Of the smallest size that is enough: the next one, while none has missed.
+_LEAST, _MOST = 0.1, 0.8
 _FIRST = 1 / 20  # of the largest budget: no search begins below
 _HALVE_EVERY = 3  # steps, so that errors that go down in steps do not stop a search
 
@@ -120,55 +127,70 @@ def smallest_of_several(
     """
     best = smallest_within(fits[0], largest, inputs, outputs, start)
     for fit in fits[1:]:
-        below = int(best.objective / RESOLUTION)
-        if below < 1:
-            return best
-        tried = fit(below)
-        found, fitted = best, 1
-        if _log_error(tried, inputs, outputs) <= 0:
-            found = smallest_within(fit, below, inputs, outputs, tried)
-            fitted += found.iterations
-        best = replace(
-            found,
-            iterations=best.iterations + fitted,
-            seconds=best.seconds + (found.seconds if found is not best else 0.0),
-        )
+        best = smaller_by(fit, best, inputs, outputs)
     return best
 
 
-@torch.no_grad()
-def fewest_nonzeros(
-    pruning_of: Callable[[OutputQuadratic], Callable[[int], Tensor]],
+def smaller_by(
+    fit: Callable[[int], WarmStart],
+    best: SolverResult,
     inputs: CentredInputs,
-    targets: Tensor,
-    radius: float,
-    *,
-    activation: str,
-    ridge: float,
-    warm_start: WarmStart,
+    outputs: OutputSet,
 ) -> SolverResult:
-    """The sparse layer of the fewest nonzeros, up to one per cent, within the radius.
+    """A layer of a budget at least one per cent smaller than the best one's, or that one.
+
+    It is searched only if that budget is within the radius. `iterations` and `seconds` of both add
+    up.
+    """
+    began = time.perf_counter()
+    below = int(best.objective / RESOLUTION)
+    if below < 1:
+        return best
+    tried = fit(below)
+    found, fitted = best, 1
+    if _log_error(tried, inputs, outputs) <= 0:
+        found = smallest_within(fit, below, inputs, outputs, tried)
+        fitted += found.iterations
+    return replace(
+        found,
+        iterations=best.iterations + fitted,
+        seconds=best.seconds + time.perf_counter() - began,
+    )
+
+
+def log_ratio(error: float, radius: float) -> float:
+    """The logarithm of an error relative to a radius, finite also where one of them is 0."""
+    ratio = error / radius if radius else math.inf if error else 0.0
+    return math.log(min(max(ratio, _TINY), 1 / _TINY))
+
+
+def extrapolated(error: float) -> float:
+    """By what factor a size has to change for its error to meet the radius, by experience."""
+    return math.exp(error / -_SLOPE)
+
+
+def next_size(errors: Mapping[int, float], missed: int, kept: int) -> int:
+    """Where the logarithm of the error is expected to meet that of the radius, from below.
+
+    By interpolation between a size that is not enough and one that is; before there is one that
+    is, somewhat below where it seems to be, and at most twice as much. It lies between both sizes,
+    and by a factor of `RESOLUTION` away from them where there is room for that.
 
     Parameters
     ----------
-    pruning_of : callable
-        A quadratic to a function of a number of nonzeros, that gives a weight of so many for which
-        the quadratic is small, shape (out_features, in_features).
-    ridge : float
-        That of the quadratic, towards the start.
-
-    Other parameters and the return value are those of `smallest_within` and of
-    `ddlr.lowest_rank`.
+    errors : mapping of int to float
+        `log_ratio` of the sizes that were tried.
+    missed, kept : int
+        The largest size that was not enough, or 0, and the smallest that is, or the whole.
     """
-    began = time.perf_counter()
-    outputs = OutputSet(targets, radius, activation, "hinge")
-    quadratic = OutputQuadratic.of(inputs, outputs, warm_start, check_ridge(ridge))
-    varying = quadratic.penalty > 0  # else a weight says no more than the bias
-    prune = pruning_of(quadratic) if varying else lambda _: torch.zeros_like(quadratic.cross)
-
-    def fit(nonzeros: int) -> WarmStart:
-        weight = prune(nonzeros).to(warm_start.weight)
-        return WarmStart(weight, quadratic.bias_of(weight))
-
-    found = smallest_within(fit, warm_start.weight.numel(), inputs, outputs, warm_start)
-    return replace(found, seconds=time.perf_counter() - began)
+    if missed in errors and kept in errors:
+        share = errors[missed] / (errors[missed] - min(errors[kept], -_TINY))
+        guess = missed * (kept / missed) ** min(max(share, 0.1), 0.9)
+    elif missed in errors:
+        guess = missed * min(extrapolated(errors[missed]), _GROWTH)
+    elif kept in errors:
+        guess = kept * min(max(extrapolated(errors[kept]), _LEAST), _MOST)
+    else:
+        guess = kept / _GROWTH
+    guess = min(max(guess, RESOLUTION * missed), kept / RESOLUTION)
+    return min(max(round(guess), missed + 1), kept - 1)
