@@ -214,8 +214,8 @@ class MajorisedFit:
             torch.lerp(self._nearest_before, self.nearest, 1 + ahead, out=self._extrapolated)
             if not self._sweep(self._extrapolated):
                 ahead, momentum = 0.0, 1.0
-        if not ahead:
-            self._sweep(self.nearest)
+        if not ahead and not self._sweep(self.nearest):
+            momentum = 1.0  # there may be no earlier targets to extrapolate from
         self._momentum = momentum
 
     def _sweep(self, targets: Tensor) -> bool:
