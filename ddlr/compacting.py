@@ -48,7 +48,7 @@ def compact(model: nn.Module, *, run_sparse: bool = True) -> nn.Module:
 
     - a layer of low rank is a `PivotedLinear`, of fewer weights than its factors, and a convolution
       a `PivotedConvolution`;
-    - a layer that keeps less than 15 % of its weights is a `SparseLinear`, where that is smaller
+    - a layer that keeps less than 10 % of its weights is a `SparseLinear`, where that is smaller
       than an array. Its product may be slower than the dense one, most of all for single samples
       and above 5 % (`run_sparse=False` leaves it out);
     - weights of inputs and outputs that are left out are not stored: `SelectedLinear`;

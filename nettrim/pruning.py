@@ -47,7 +47,8 @@ def prune(
 
     Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse`, `nettrim.fewest_nonzeros` or
     `nettrim.smallest_layer` with the bound ``relative_tolerance * ||its output||_F``, and replaced
-    by an `nn.Linear` with that weight, or by a `ddlr.LowRankLinear` where the last finds one.
+    by an `nn.Linear` with that weight, or by a `ddlr.LowRankLinear` or `ddlr.SparsePlusLowRank` where
+    the last finds one.
 
     Parameters, return value and errors are those of `ddlr.compress`. Different, or beside them:
 
@@ -57,9 +58,9 @@ def prune(
         "l1" is the convex program of Net-Trim, with a certificate; "fewest_nonzeros" looks for the
         sparsest layer itself, see `nettrim.fewest_nonzeros`. It goes from the last layer backwards,
         and leaves out inputs where that frees the layer before from outputs, of which nothing is
-        promised then. "smallest" gives each layer that form, sparse or of low rank on some of its
-        inputs, that is the smaller one, see `nettrim.smallest_layer`; a convolution, which can not
-        leave out single inputs, gets the lowest rank.
+        promised then. "smallest" gives each layer that form, sparse, of low rank on some of its
+        inputs, or a sum of both, that is the smallest one, see `nettrim.smallest_layer`; a
+        convolution, which can not leave out single inputs, gets the lowest rank.
     selection : float, optional
         Of "fewest_nonzeros" and "smallest": the share of each squared bound that goes into such
         inputs.
