@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -171,9 +171,10 @@ def compressed_as_configured(
     prepared: Prepared,
     device: torch.device,
     on_layer: Callable[[LayerReport], None] | None = None,
+    tolerances: Mapping[str, float] | None = None,
 ) -> CompressionResult:
-    """The compressed network of a run."""
-    goal, _ = goal_of(cfg)
+    """The compressed network of a run; without its goal's search where its tolerances are known."""
+    searched = tolerances is None and goal_of(cfg)[0] != ONE_TOLERANCE
     solve_cache = (
         DiskSolveCache(Path(cfg.cache_dir), cfg.cache.limit_gib) if cfg.cache.enabled else None
     )
@@ -181,11 +182,12 @@ def compressed_as_configured(
         cfg.method,
         prepared.network,
         prepared.captured,
-        goal=None if goal == ONE_TOLERANCE else network_goal(cfg, prepared, solve_cache, device),
+        goal=network_goal(cfg, prepared, solve_cache, device) if searched else None,
+        tolerances=tolerances,
         workers=cfg.workers,
         solve_cache=solve_cache,
         network_refit=_network_refit(cfg, device),
-        on_layer=on_layer if goal == ONE_TOLERANCE else None,
+        on_layer=None if searched else on_layer,
     )
 
 

@@ -4,10 +4,13 @@ Writes `results/times_at_drop.csv`. Of the runs of `conf/paper.yaml` in `results
 network with the fewest weights of each method, network and seed is made again, without a refit of
 the network as a whole, saved, loaded, and timed from its first fully connected layer on: as stored,
 and with its layers fused. All networks of one seed are timed side by side with the dense one.
+
+A network with a tolerance for each layer is made from those in `results/layers.csv`, without the
+search that found them; with it where that network has another number of weights.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import hydra
@@ -16,13 +19,17 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ddlr import CompressionResult
+from ddlr.goals import kept_weights
 from experiments.benchmarks.deployed import FORMS, Deployed, speedups, stored_file, times
 from experiments.compress import compressed_as_configured
 from experiments.configuration import CONFIG_PATH
 from experiments.paper import runs_of_paper
 from experiments.report.tables import read_table, with_all_seeds, write_table
 from experiments.report.variants import LAYER_REFITS
-from experiments.runs.preparation import prepare
+from experiments.runs.preparation import Prepared, prepare
+from experiments.runs.records import ONE_TOLERANCE
+from experiments.runs.units import describe, goal_of
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +43,14 @@ def main(cfg: DictConfig) -> None:
     path = Path(cfg.results_dir) / "times_at_drop.csv"
     GlobalHydra.instance().clear()  # it composes for one command at a time; this one's is done
     sweeps = with_all_seeds(read_table(Path(cfg.results_dir) / "sweeps.csv"))
+    layers = read_table(Path(cfg.results_dir) / "layers.csv")
     if cfg.models is not None:
         sweeps = sweeps[sweeps["model"].isin(cfg.models)]
     for chosen in smallest_networks(sweeps, list(cfg.drops)):
         earlier = read_table(path) if path.is_file() else pd.DataFrame(columns=["run"])
         if not cfg.rerun and set(chosen["run"]) <= set(_of_same(earlier, chosen)["run"]):
             continue
-        rows = pd.DataFrame(timed(chosen, cfg))
+        rows = pd.DataFrame(timed(chosen, layers, cfg))
         others = earlier.drop(_of_same(earlier, chosen).index)
         write_table(path, pd.concat([others, rows], ignore_index=True))  # the next may take long
     log.info("%s is up to date", path)
@@ -59,8 +67,10 @@ def smallest_networks(sweeps: pd.DataFrame, drops: list[float]) -> Iterator[pd.D
                 yield within.loc[smallest].assign(largest_drop=drop)
 
 
-def timed(chosen: pd.DataFrame, cfg: DictConfig) -> list[dict]:
+def timed(chosen: pd.DataFrame, layers: pd.DataFrame, cfg: DictConfig) -> list[dict]:
     """The times of some runs of one network and seed, and of the dense one, side by side.
+
+    `layers` has the tolerances of their layers.
 
     Rows of what the run is, form, engine, threads, batch, microseconds, microseconds_dense and
     speedup.
@@ -78,7 +88,8 @@ def timed(chosen: pd.DataFrame, cfg: DictConfig) -> list[dict]:
         with open_dict(run):
             run = OmegaConf.merge(run, {key: cfg[key] for key in _PATHS})
         prepared = prepare(run, torch.device("cpu"))
-        compressed = compressed_as_configured(run, prepared, torch.device("cpu"))
+        tolerances = layers[layers["run"] == row["run"]].set_index("layer")["relative_tolerance"]
+        compressed = made_again(run, prepared, tolerances.to_dict(), row["parameters_kept"])
         if not deployed:
             deployed.append(Deployed("dense", stored_file(prepared.network)[0], prepared.network))
         loaded, _ = stored_file(compressed.model)
@@ -99,6 +110,20 @@ def timed(chosen: pd.DataFrame, cfg: DictConfig) -> list[dict]:
     first = chosen.iloc[0]
     log.info("%s, seed %d, %g points: timed", first["model"], first["seed"], first["largest_drop"])
     return rows
+
+
+def made_again(
+    cfg: DictConfig, prepared: Prepared, tolerances: Mapping[str, float], parameters: int
+) -> CompressionResult:
+    """The compressed network of a run, of which the tolerances and the weights kept are known."""
+    device = torch.device("cpu")
+    if goal_of(cfg)[0] == ONE_TOLERANCE or not tolerances:
+        return compressed_as_configured(cfg, prepared, device)
+    compressed = compressed_as_configured(cfg, prepared, device, tolerances=tolerances)
+    if kept_weights(compressed) == parameters:
+        return compressed
+    log.info("%s is sought again: at its tolerances it has other weights", describe(cfg))
+    return compressed_as_configured(cfg, prepared, device)
 
 
 def _of_same(rows: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:

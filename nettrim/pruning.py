@@ -47,8 +47,8 @@ def prune(
 
     Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse`, `nettrim.fewest_nonzeros` or
     `nettrim.smallest_layer` with the bound ``relative_tolerance * ||its output||_F``, and replaced
-    by an `nn.Linear` with that weight, or by a `ddlr.LowRankLinear` or `ddlr.SparsePlusLowRank` where
-    the last finds one.
+    by an `nn.Linear` with that weight; or by a `ddlr.LowRankLinear` or `ddlr.SparsePlusLowRank`
+    where the last finds one.
 
     Parameters, return value and errors are those of `ddlr.compress`. Different, or beside them:
 

@@ -1,7 +1,7 @@
 """What the node `method` of a config says: a method, its options, and how it goes over layers."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -59,22 +59,25 @@ def compress_as_configured(
     captured: CapturedLayers,
     *,
     goal: Goal | None = None,
+    tolerances: Mapping[str, float] | None = None,
     workers: int = 1,
     solve_cache: SolveCache | None = None,
     network_refit: NetworkRefit | None = None,
     on_layer: Callable[[LayerReport], None] | None = None,
 ) -> CompressionResult:
-    """Compress a network of logits of classes as a config says, or to a goal.
+    """Compress a network of logits of classes as a config says, to a goal, or at given tolerances.
 
     Parameters and errors are those of `ddlr.compress_network`; `network_refit` is for a config that
     asks for such a refit.
     """
     method = method_of(node)
+    if tolerances is None and goal is None:
+        tolerances = node.relative_tolerance
     return ddlr.compress_network(
         model,
         captured,
         method,
-        relative_tolerance=node.relative_tolerance if goal is None else None,
+        relative_tolerance=tolerances,
         goal=goal,
         refit=node.get("refit", "none"),
         order=node.get("order", "parallel"),

@@ -57,6 +57,9 @@ def test_the_command_times_what_stands_in_the_table_and_not_twice(tmp_path):
     ]
     # With one seed the settings have all seeds of their network.
     chosen.to_csv(tmp_path / "sweeps.csv", index=False)
+    layers = pd.read_csv(REPOSITORY / "results/layers.csv", dtype={"run": str})
+    layers = layers[layers["run"].isin(chosen["run"])]
+    layers.to_csv(tmp_path / "layers.csv", index=False)
     command = [
         *(sys.executable, "-m", "experiments.times_at_drop", "drops=[1.0]", "rounds=2"),
         *("seconds=0.0001", "batches=[1,16]", f"results_dir={tmp_path}"),
@@ -67,7 +70,14 @@ def test_the_command_times_what_stands_in_the_table_and_not_twice(tmp_path):
             command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stderr
+        assert "is sought again" not in done.stdout + done.stderr
     assert "timed" not in done.stdout + done.stderr  # the second time
+    layers.assign(relative_tolerance=0.5).to_csv(tmp_path / "layers.csv", index=False)
+    again = subprocess.run(
+        [*command, "rerun=true"], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert again.returncode == 0, again.stderr
+    assert "is sought again" in again.stdout + again.stderr
     table = read_table(tmp_path / "times_at_drop.csv")
     smallest = chosen.loc[chosen["kept_fraction"].idxmin()]
     assert set(table["run"]) == {smallest["run"]}
