@@ -345,6 +345,23 @@ def test_sizes_with_all_layers_trained_together_are_those_of_the_runs():
     assert len(said) == 4
 
 
+def test_what_the_better_allocation_brought_is_as_in_the_runs():
+    runs, text = with_all_seeds(results("sweeps")), prose(RESULTS)
+    runs = runs[runs["refit"] == "layer"]
+    found = []
+    for method in ("alps", "fewest_nonzeros"):
+        for model in ("lenet_300_100", "lenet5"):
+            of_method = runs[(runs["model"] == model) & (runs["method"] == method)]
+            found += [
+                100 * smallest_of(sizes(of_method[of_method["goal"] == goal], Asked(model))).mean
+                for goal in ("kept_fraction", "kept_fraction_by_roots")
+            ]
+    sentence = text[text.index("it brought ALPS from") :].partition(", the fewest nonzeros")
+    first, second = (re.findall(r"[\d.]+\d", part[:90]) for part in (sentence[0], sentence[2]))
+    said = [each for each in first + second if "." in each]
+    assert said == [f"{each:.1f}" for each in found]
+
+
 def test_pages_say_how_many_rows_are_of_earlier_code():
     earlier = results("sweeps")["earlier"].fillna(False).astype(bool)
     assert f"Earlier code made {100 * earlier.mean():.0f} % of the rows" in text_of(PAGES[0])
