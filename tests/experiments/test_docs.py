@@ -359,7 +359,7 @@ def test_what_the_better_allocation_brought_is_as_in_the_runs():
     sentence = text[text.index("it brought ALPS from") :].partition(", the fewest nonzeros")
     first, second = (re.findall(r"[\d.]+\d", part[:90]) for part in (sentence[0], sentence[2]))
     said = [each for each in first + second if "." in each]
-    assert said == [f"{each:.1f}" for each in found]
+    assert said == [f"{each:.2f}" for each in found]
 
 
 def test_pages_say_how_many_rows_are_of_earlier_code():
