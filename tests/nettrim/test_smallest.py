@@ -91,22 +91,42 @@ def test_a_refit_keeps_the_form_and_its_size_and_lowers_the_error(planted):
     assert layer_size(stored).parameters <= found.objective
 
 
-def test_a_network_takes_both_forms_and_keeps_its_promises():
+@pytest.mark.parametrize(("order", "refit"), [("parallel", "none"), ("cascade", "network")])
+@pytest.mark.parametrize(
+    ("planted", "form"), [(sparse_layer, "sparse"), (sum_layer, "sparse_low_rank")]
+)
+def test_a_network_takes_all_forms_and_keeps_its_promises(planted, form, order, refit, tmp_path):
+    torch.manual_seed(0)
     layers = OrderedDict(
         fc1=nn.Linear(12, 20), relu1=nn.ReLU(), fc2=nn.Linear(20, 16), relu2=nn.ReLU()
     )
     network = nn.Sequential(layers | {"fc3": nn.Linear(16, 4)})
-    torch.manual_seed(0)
     with torch.no_grad():
-        network.fc1.weight.copy_(sparse_layer())
+        network.fc1.weight.copy_(planted())
         network.fc2.weight.copy_(normal(16, 2, seed=8) @ normal(2, 20, seed=9))
     inputs = torch.randn(400, 12)
-    result = nettrim.prune(network, inputs, method="smallest", relative_tolerance=0.05)
+    result = nettrim.prune(
+        network,
+        inputs,
+        method="smallest",
+        relative_tolerance=0.05,
+        order=order,
+        refit=refit,
+        output="values",
+    )
     forms = {report.name: report.form for report in result.layers}
-    assert (forms["fc1"], forms["fc2"]) == ("sparse", "low_rank")
-    assert all(report.violation <= 1e-6 for report in result.layers)
+    assert forms["fc1"] == form
+    assert forms["fc2"] in ("low_rank", "sparse_low_rank")
+    if refit == "none":
+        assert all(report.violation <= 1e-6 for report in result.layers)
+    for report in result.layers:
+        size = layer_size(result.model.get_submodule(report.name))
+        assert size.parameters == report.parameters_kept
     compact = ddlr.compact(result.model)
     assert torch.allclose(compact(inputs), result.model(inputs), atol=1e-5)
+    ddlr.save(result, tmp_path / "small.safetensors")
+    loaded = ddlr.load(tmp_path / "small.safetensors", network)
+    assert torch.allclose(loaded(inputs), result.model(inputs), atol=1e-5)
 
 
 def test_a_measure_that_is_none_is_refused_by_name():
