@@ -17,7 +17,7 @@ _FEWEST_ITERATIONS, _MOST_ITERATIONS = 30, 300
 # A share of the support; after the fewest iterations smaller changes end the loop.
 _SETTLED = 3e-4
 # Numbers in the Gram matrices that are factored at once, and in all factors that are kept.
-_BATCH_NUMBERS, _KEPT_NUMBERS = 2**22, 2**25
+_BATCH_NUMBERS, _KEPT_NUMBERS = 2**22, 2**27
 
 
 class SupportSearch:
@@ -109,7 +109,7 @@ class SupportRegression:
 
     Each row is a linear system of its own, solved with a Cholesky factor; rows with about as many
     nonzeros are solved together, and filled up with ones on the diagonal. The factors serve any
-    number of B; beyond 2^25 numbers they are made anew for each.
+    number of B; beyond 2^27 numbers, of 1 GiB, they are made anew for each.
 
     Parameters
     ----------
