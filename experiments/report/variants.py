@@ -19,9 +19,9 @@ OURS = (
     "lowest_rank",
     "fewest_weights",
     "smallest_latency",
+    "fewest_nonzeros",
     "smallest_bytes",
     "smallest",
-    "fewest_nonzeros",
 )
 # Ours without its search, run for the ablation, and the convex program that ours of both structures
 # stands beside: no rivals of ours, and not what is aimed at.
