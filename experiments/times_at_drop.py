@@ -124,9 +124,9 @@ def made_again(
     if goal_of(cfg)[0] == ONE_TOLERANCE or not known:
         return compressed_as_configured(cfg, prepared, device)
     compressed = compressed_as_configured(cfg, prepared, device, tolerances=tolerances)
-    if abs(kept_weights(compressed) - parameters) <= _SAME * parameters:
-        return compressed
     kept = kept_weights(compressed)
+    if abs(kept - parameters) <= _SAME * parameters:
+        return compressed
     log.info("%s is sought again: it has %d weights, not %d", describe(cfg), kept, parameters)
     return compressed_as_configured(cfg, prepared, device)
 

@@ -173,7 +173,8 @@ def next_size(errors: Mapping[int, float], missed: int, kept: int) -> int:
     """Where the logarithm of the error is expected to meet that of the radius, from below.
 
     By interpolation between a size that is not enough and one that is; before there is one that
-    is, somewhat below where it seems to be, and at most twice as much. It lies between both sizes,
+    is, where it seems to be, and at most twice as much; before one is too small, from 0.1 to 0.8 of
+    the smallest that is enough. It lies between both sizes,
     and by a factor of `RESOLUTION` away from them where there is room for that.
 
     Parameters

@@ -17,7 +17,7 @@ from ddlr.rank_search import RADIUS_SLACK
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 from nettrim.budgets import RESOLUTION, log_ratio, next_size
-from nettrim.sparse_fit import SparseFit, SparseProblem
+from nettrim.sparse_fit import SparseFit, SparseProblem, on_inputs
 
 _SUPPORTS, _SUPPORTS_OF_REFIT = 3, 10
 # Fits whose error is so near to the radius take a turn with more nonzeros, and back.
@@ -156,7 +156,7 @@ def refit_nonzeros(
         return weight, bias
     outputs = OutputSet(targets, 0.0, activation, "hinge")
     start = WarmStart(weight[:, used], bias)
-    problem = SparseProblem(_on_inputs(inputs, used), outputs, start, ridge)
+    problem = SparseProblem(on_inputs(inputs, used), outputs, start, ridge)
     fit = SparseFit(problem, start.weight != 0, problem.targets_of_start)
     nonzeros = int((weight != 0).sum())
     fit.alternate(nonzeros, _SUPPORTS_OF_REFIT)
@@ -198,11 +198,11 @@ def _sparsest(
     kept = start.weight.any(dim=0).nonzero()[:, 0]
     if not len(kept):
         kept = torch.arange(inputs.inputs.shape[1], device=inputs.inputs.device)
-    some, chosen = _on_inputs(inputs, kept), WarmStart(start.weight[:, kept], start.bias)
+    some, chosen = on_inputs(inputs, kept), WarmStart(start.weight[:, kept], start.bias)
     if selection:
         share = selection**0.5 * outputs.radius
         fewest, chosen = regress_on_fewest(some, outputs, chosen, ridge, share)
-        some, kept = _on_inputs(some, fewest), kept[fewest]
+        some, kept = on_inputs(some, fewest), kept[fewest]
     problem = SparseProblem(some, outputs, chosen, ridge)
     best, iterations = _search(problem)
     if best is None:  # nothing sparser than the start
@@ -210,12 +210,6 @@ def _sparsest(
     weight = torch.zeros_like(start.weight)
     weight[:, kept] = best.weight
     return WarmStart(weight, best.bias), iterations
-
-
-def _on_inputs(inputs: CentredInputs, kept: Tensor) -> CentredInputs:
-    if len(kept) == inputs.inputs.shape[1]:
-        return inputs
-    return CentredInputs(inputs.inputs[:, kept])
 
 
 def _search(problem: SparseProblem) -> tuple[WarmStart | None, int]:

@@ -21,6 +21,13 @@ _SETTLED = 1e-3  # of the loss: a support that brings less is the last
 _SWING = 1.4
 
 
+def on_inputs(inputs: CentredInputs, kept: Tensor) -> CentredInputs:
+    """Some of the inputs, given by their indices; with what is known of them if these are all."""
+    if len(kept) == inputs.inputs.shape[1]:
+        return inputs
+    return CentredInputs(inputs.inputs[:, kept])
+
+
 @dataclass(frozen=True)
 class SparseProblem:
     """What all fits of one layer share; the ridge counts from the weight of `start`."""

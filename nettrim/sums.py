@@ -17,8 +17,9 @@ from ddlr.problem import WarmStart
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import SolverResult
 from ddlr.sizes import fewest_stored
+from ddlr.storing import embedded
 from nettrim.budgets import Fitted, smaller_by
-from nettrim.sparse_fit import SparseFit, SparseProblem
+from nettrim.sparse_fit import SparseFit, SparseProblem, on_inputs
 
 PARTS = {"sparse": (True, True), "low_rank": (True, True)}
 """The names of the parts, and that both have the layer's outputs and inputs, see `ddlr.Method`."""
@@ -40,7 +41,7 @@ def smallest_sum(
     activation: str = "relu",
     ridge: float = RIDGE,
 ) -> SolverResult:
-    """Find a sum of a sparse and a low-rank matrix that stores less than either form alone.
+    """Find a sum of a sparse and a low-rank matrix that stores less than a sparse one alone.
 
         minimise nonzeros(S) + rank(L) (in_features + out_features - rank(L))
         subject to ||D||_F <= radius,   over W = S + L and b
@@ -52,20 +53,14 @@ def smallest_sum(
     parts take turns, S by least squares on its support and L as the best of its rank for what S
     leaves. Nothing proves that fewer weights would not do.
 
+    Parameters are those of `nettrim.fewest_nonzeros`. Beside them:
+
     Parameters
     ----------
-    inputs : Tensor, shape (samples, in_features), or CentredInputs
-    targets : Tensor, shape (samples, out_features)
-        Output of the original layer, after its activation.
-    radius : float
-        Bound on the Frobenius norm of the deviation, in units of `targets`.
     sparse, low_rank : SolverResult
         What `nettrim.fewest_nonzeros` and `ddlr.fewest_weights` found for the same problem.
     warm_start : WarmStart or SolverResult
-        Weight W0 and bias of the original layer, as there.
-    activation : {"relu", "none"}
-    ridge : float
-        As there.
+        As there, but needed.
 
     Returns
     -------
@@ -79,8 +74,8 @@ def smallest_sum(
     Makni, Meng and Mazumder (2025), 3BASiL, NeurIPS, arXiv 2603.01376, for the form and for fits of
     both parts in turn. The bound, the ReLU and the search for both sizes are ours.
     """
-    used = sparse.weight.any(dim=0).nonzero()[:, 0]
-    if not (radius and len(used)):
+    used = sparse.weight.any(dim=0)
+    if not (radius and used.any()):
         return sparse
     outputs = OutputSet(targets, radius, activation, "hinge")
     problem = _problem_on(used, CentredInputs.of(inputs), outputs, warm_start, ridge)
@@ -92,9 +87,7 @@ def smallest_sum(
             best = smaller_by(fit, best, problem.inputs, outputs)
     if best.parts is None:
         return dataclasses.replace(sparse, iterations=best.iterations, seconds=best.seconds)
-    in_features = sparse.weight.shape[1]
-    parts = {name: _widened(part, used, in_features) for name, part in best.parts.items()}
-    weight = _widened(best.weight, used, in_features)
+    weight, parts = _on_all_inputs(best, used)
     return dataclasses.replace(best, weight=weight, parts=parts)
 
 
@@ -108,8 +101,8 @@ def refit_sum(
     The support moves, too, as in `nettrim.refit_nonzeros`; inputs that are not used stay unused.
     The loss never ends above that at the solved weight W0.
     """
-    used = solved.weight.any(dim=0).nonzero()[:, 0]
-    if not len(used):
+    used = solved.weight.any(dim=0)
+    if not used.any():
         return solved.weight, solved.bias, solved.parts
     outputs = OutputSet(problem.targets, 0.0, problem.activation, "hinge")
     sums = _problem_on(used, problem.inputs, outputs, solved, ridge)
@@ -120,9 +113,8 @@ def refit_sum(
     for _ in range(_SWINGS_OF_REFIT):
         fit = fit.after_swing(nonzeros)
     refitted = fit.answer()
-    in_features = solved.weight.shape[1]
-    parts = {name: _widened(part, used, in_features) for name, part in refitted.parts.items()}
-    return _widened(refitted.weight, used, in_features), refitted.bias, parts
+    weight, parts = _on_all_inputs(refitted, used)
+    return weight, refitted.bias, parts
 
 
 def store_sum(
@@ -218,9 +210,9 @@ def _problem_on(
     start: WarmStart | SolverResult,
     ridge: float,
 ) -> SumProblem:
-    """The problem with some of the inputs, given by their indices."""
+    """The problem with some of the inputs, given by a mask."""
     some = WarmStart(start.weight[:, used], start.bias)
-    return SumProblem(CentredInputs(inputs.inputs[:, used]), outputs, some, ridge)
+    return SumProblem(on_inputs(inputs, used.nonzero()[:, 0]), outputs, some, ridge)
 
 
 def _fit(problem: SumProblem, rank: int, budget: int) -> Fitted:
@@ -236,11 +228,11 @@ def _fit(problem: SumProblem, rank: int, budget: int) -> Fitted:
     return fit.answer()
 
 
-def _widened(weight: Tensor, used: Tensor, in_features: int) -> Tensor:
-    """The weight for all inputs, 0 for those that are not used."""
-    wide = weight.new_zeros(len(weight), in_features)
-    wide[:, used] = weight
-    return wide
+def _on_all_inputs(fit: Fitted | SolverResult, used: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """A weight and its parts with zeros for the inputs that are not used."""
+    every = used.new_ones(len(fit.weight))
+    parts = {name: embedded(part, every, used) for name, part in fit.parts.items()}
+    return embedded(fit.weight, every, used), parts
 
 
 def _leading(gram: Tensor, rank: int) -> Tensor:
