@@ -12,7 +12,8 @@ def size_at_drop(sizes: np.ndarray, drops: np.ndarray, drop: float) -> float:
     """The smallest size on a method's frontier whose drop of accuracy is at most `drop`.
 
     Between measured points, taken in the order of their sizes, the drop is interpolated linearly
-    in the logarithm of the size. It is not extrapolated.
+    in the logarithm of the size. It is not extrapolated. A network without weights, which has no
+    logarithm, counts where it is within the drop itself, but nothing is interpolated towards it.
 
     Parameters
     ----------
@@ -32,8 +33,8 @@ def size_at_drop(sizes: np.ndarray, drops: np.ndarray, drop: float) -> float:
     if not len(within):
         return float("nan")
     first = within[0]
-    if first == 0:
-        return float(sizes[0])
+    if first == 0 or sizes[first - 1] <= 0:
+        return float(sizes[first])
     share = (drop - drops[first]) / (drops[first - 1] - drops[first])
     low, high = np.log(sizes[first - 1]), np.log(sizes[first])
     return float(np.exp(high + share * (low - high)))

@@ -50,6 +50,7 @@ FAINT = {"linewidth": 1.1, "markersize": 4.5, "alpha": 0.9}
 _POINTS_SHOWN = 5
 _SIZE_TICKS = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)
 _INCHES_PER_ENTRY, _INCHES_PER_ROW = 2.9, 0.22  # of a legend
+_ENTRIES_IN_PANEL = 16  # of a legend that takes the place of a panel
 
 
 def short_title(method: str) -> str:
@@ -96,13 +97,13 @@ def title_columns(grid: np.ndarray, models: list[str]) -> None:
 
 
 def legend(figure: Figure, panels: list[Axes], spare: Axes | None = None) -> None:
-    """One legend for all panels, in the free place or below them."""
+    """One legend for all panels, in the free place if it fits there, or below them."""
     handles = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     entries = (list(handles.values()), list(handles))
-    if spare is not None:
+    if spare is not None and len(handles) <= _ENTRIES_IN_PANEL:
         spare.legend(*entries, loc="center", frameon=False)
     else:
         columns = max(1, min(len(handles), int(figure.get_figwidth() / _INCHES_PER_ENTRY)))
@@ -113,7 +114,11 @@ def legend(figure: Figure, panels: list[Axes], spare: Axes | None = None) -> Non
 
 
 def draw_line(axes: Axes, rows: pd.DataFrame, column: str, style: dict) -> None:
-    """Accuracy against size over the tolerances, or the values of another goal."""
+    """Accuracy against size over the tolerances, or the values of another goal.
+
+    A network without weights has no place on the logarithmic axis, and is left out.
+    """
+    rows = rows[rows[column] > 0]
     points = rows.groupby("wanted")[[column, "accuracy"]].agg(["mean", "min", "max"])
     size, accuracy = 100 * points[column], points["accuracy"]
     axes.plot(size["mean"], accuracy["mean"], **style)

@@ -47,3 +47,9 @@ def test_a_size_at_a_drop_lies_on_the_curve():
     assert size_at_drop(sizes, drops, 1.5) == pytest.approx(np.sqrt(0.1 * 0.2))
     assert size_at_drop(sizes, drops, 3.0) == 0.1
     assert np.isnan(size_at_drop(sizes, drops, -0.1))
+
+
+def test_nothing_is_interpolated_towards_a_network_without_weights():
+    sizes, drops = np.array([0.0, 0.02, 0.04]), np.array([88.0, 0.9, 0.3])
+    assert size_at_drop(sizes, drops, 1.0) == 0.02
+    assert 0.02 < size_at_drop(sizes, drops, 0.5) < 0.04

@@ -19,7 +19,7 @@ from experiments.report.figures_equal_drop import equal_drop
 from experiments.report.figures_frontier import frontier, frontier_goals
 from experiments.report.figures_layers import bound, layers
 from experiments.report.figures_settings import order, samples
-from experiments.report.style import METHOD_STYLES, save
+from experiments.report.style import METHOD_STYLES, draw_line, legend, panels_and_spare, save
 from experiments.report.tables import (
     MADE_BY,
     METHOD_TITLES,
@@ -375,3 +375,24 @@ def test_every_method_has_a_style_of_its_own_and_a_title():
         style["color"] for method, style in METHOD_STYLES.items() if not method.endswith("_cvxpy")
     ]
     assert len(set(colours)) == len(colours)
+
+
+def test_a_legend_that_a_panel_cannot_hold_goes_below():
+    for entries, inside in ((5, True), (30, False)):
+        figure, panels, spare = panels_and_spare(5)
+        for index in range(entries):
+            panels[0].plot([1, 2], [index, index], label=f"method {index}")
+        legend(figure, panels, spare)
+        assert (spare.get_legend() is not None) == inside
+        assert (len(figure.legends) == 0) == inside
+        plt.close(figure)
+
+
+def test_a_network_without_weights_is_not_drawn():
+    figure, axes = plt.subplots()
+    rows = pd.DataFrame(
+        {"wanted": [1, 2], "seed": 0, "kept_fraction": [0.0, 0.1], "accuracy": [10.0, 90.0]}
+    )
+    draw_line(axes, rows, "kept_fraction", {"color": "black"})
+    assert list(axes.lines[0].get_xdata()) == [10.0]
+    plt.close(figure)
