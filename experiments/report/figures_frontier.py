@@ -26,6 +26,7 @@ from experiments.report.tables import (
     NETWORK_TITLES,
     at_commonest_samples_and_ridge,
     in_order,
+    with_all_seeds,
 )
 from experiments.report.variants import (
     A_SIZE,
@@ -57,9 +58,10 @@ def frontier_goals(sweeps: pd.DataFrame, counted: str) -> Figure | None:
     """Test accuracy against size, one panel per network, sizes allocated to layers.
 
     Each method has its best form without network refit, and, thin, broken and hollow, with it. A
-    point is a kept fraction that was asked for. `counted` is a key of `tables.FRACTIONS`.
+    point is a kept fraction that was asked for. What was not run with all seeds of its network is
+    not drawn. `counted` is a key of `tables.FRACTIONS`.
     """
-    allocated = in_main_set(sweeps[sweeps["goal"].isin(ALLOCATION_WORDS)])
+    allocated = with_all_seeds(in_main_set(sweeps[sweeps["goal"].isin(ALLOCATION_WORDS)]))
     return _accuracy_by_size(allocated, counted, _goal_lines)
 
 

@@ -50,6 +50,7 @@ FAINT = {"linewidth": 1.1, "markersize": 4.5, "alpha": 0.9}
 _POINTS_SHOWN = 5
 _SIZE_TICKS = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)
 _INCHES_PER_ENTRY, _INCHES_PER_ROW = 2.9, 0.22  # of a legend
+_BELOW = {"loc": "outside lower center", "frameon": False}
 _ENTRIES_IN_PANEL = 16  # of a legend that takes the place of a panel
 
 
@@ -107,10 +108,20 @@ def legend(figure: Figure, panels: list[Axes], spare: Axes | None = None) -> Non
         spare.legend(*entries, loc="center", frameon=False)
     else:
         columns = max(1, min(len(handles), int(figure.get_figwidth() / _INCHES_PER_ENTRY)))
+        while columns > 1 and _legend_width(figure, entries, columns) > figure.get_figwidth():
+            columns -= 1
         rows = -(-len(handles) // columns)
         # Two rows take little from the panels; more would leave a small figure without any.
         figure.set_figheight(figure.get_figheight() + _INCHES_PER_ROW * max(0, rows - 2))
-        figure.legend(*entries, loc="outside lower center", frameon=False, ncols=columns)
+        figure.legend(*entries, **_BELOW, ncols=columns)
+
+
+def _legend_width(figure: Figure, entries: tuple[list, list[str]], columns: int) -> float:
+    """In inches, in so many columns."""
+    tried = figure.legend(*entries, **_BELOW, ncols=columns)
+    width = tried.get_window_extent().width / figure.dpi
+    tried.remove()
+    return width
 
 
 def draw_line(axes: Axes, rows: pd.DataFrame, column: str, style: dict) -> None:

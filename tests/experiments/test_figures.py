@@ -381,10 +381,15 @@ def test_a_legend_that_a_panel_cannot_hold_goes_below():
     for entries, inside in ((5, True), (30, False)):
         figure, panels, spare = panels_and_spare(5)
         for index in range(entries):
-            panels[0].plot([1, 2], [index, index], label=f"method {index}")
+            label = f"method {index} on selected inputs, refit on more samples"
+            panels[0].plot([1, 2], [index, index], label=label)
         legend(figure, panels, spare)
         assert (spare.get_legend() is not None) == inside
         assert (len(figure.legends) == 0) == inside
+        figure.canvas.draw()
+        for each in figure.legends:
+            assert each.get_window_extent().x0 >= 0
+            assert each.get_window_extent().x1 <= figure.bbox.x1
         plt.close(figure)
 
 
