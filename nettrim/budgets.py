@@ -193,5 +193,7 @@ def next_size(errors: Mapping[int, float], missed: int, kept: int) -> int:
         guess = kept * min(max(extrapolated(errors[kept]), _LEAST), _MOST)
     else:
         guess = kept / _GROWTH
-    guess = min(max(guess, RESOLUTION * missed), kept / RESOLUTION)
-    return min(max(round(guess), missed + 1), kept - 1)
+    # Rounded so that either end of the range ends a search.
+    lowest, highest = math.floor(RESOLUTION * missed), math.ceil(kept / RESOLUTION)
+    guess = min(max(round(guess), lowest), highest)
+    return min(max(guess, missed + 1), kept - 1)

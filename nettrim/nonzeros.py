@@ -19,9 +19,7 @@ from ddlr.result import ConvergenceError, SolverResult, SolverStatus
 from nettrim.budgets import RESOLUTION, log_ratio, next_size
 from nettrim.sparse_fit import SparseFit, SparseProblem, on_inputs
 
-_SUPPORTS, _SUPPORTS_OF_REFIT = 3, 10
-# Fits whose error is so near to the radius take a turn with more nonzeros, and back.
-_NEAR, _SWINGS_OF_REFIT = 1.06, 2
+_SUPPORTS, _SUPPORTS_OF_REFIT, _SWINGS_OF_REFIT = 1, 10, 2
 
 
 @torch.no_grad()
@@ -215,34 +213,33 @@ def _sparsest(
 def _search(problem: SparseProblem) -> tuple[WarmStart | None, int]:
     """The sparsest fit found within the radius, None if there is none; and the number of steps.
 
-    Fits grow: each begins at one with fewer nonzeros. Those that shrink end at a larger error.
+    Each fit begins at the one before it, the first one at few nonzeros: fits that have grown end at
+    a smaller error than those that have shrunk from a dense weight. Since they get better on the
+    way, numbers that were too few before one was enough are open again.
     """
     radius, dense = problem.outputs.radius, problem.start.weight.numel()
-    below, best, iterations = _first_fit(problem), None, 0
+    fit, best, iterations = _first_fit(problem), None, 0
     errors: dict[int, float] = {}  # logarithms, relative to the radius, by numbers of nonzeros
-    missed, kept, fit = 0, dense, below
-    nonzeros = int(fit.support.sum())
+    missed, kept, nonzeros = 0, dense, int(fit.support.sum())
     while True:
         fit.alternate(nonzeros, _SUPPORTS)
-        if radius**2 < fit.square <= (_NEAR * radius) ** 2:
-            fit = fit.after_swing(nonzeros)
         iterations += fit.iterations
         errors[nonzeros] = log_ratio(fit.square**0.5, radius)
-        if fit.square <= radius**2:
-            best, kept = fit.answer(), nonzeros
+        if fit.square > radius**2:
+            missed = nonzeros
         else:
-            missed, below = nonzeros, fit
+            missed = 0 if best is None else missed
+            best, kept = fit.answer(), nonzeros
         if kept <= max(missed + 1, RESOLUTION * missed):
             return best, iterations
         nonzeros = next_size(errors, missed, kept)
-        fit = below.with_support(nonzeros) if missed else _first_fit(problem, nonzeros)
+        fit = fit.with_support(nonzeros)
 
 
-def _first_fit(problem: SparseProblem, nonzeros: int | None = None) -> SparseFit:
-    """A fit of so few nonzeros, unless told how many, that it is not likely to be enough."""
+def _first_fit(problem: SparseProblem) -> SparseFit:
+    """A fit of so few nonzeros that it is not likely to be enough."""
     quadratic = problem.quadratic
-    if nonzeros is None:
-        nonzeros = max(_number_of_largest(quadratic, problem.outputs.radius) // 20, 1)
+    nonzeros = max(_number_of_largest(quadratic, problem.outputs.radius) // 20, 1)
     support = problem.search.support(quadratic.cross, nonzeros)
     return SparseFit(problem, support, problem.targets_of_start)
 
