@@ -355,8 +355,11 @@ def test_what_the_better_allocation_brought_is_as_in_the_runs():
 
 
 def test_pages_say_how_many_rows_are_of_earlier_code():
-    earlier = results("sweeps")["earlier"].fillna(False).astype(bool)
+    rows = results("sweeps")
+    earlier = rows["earlier"].fillna(False).astype(bool)
     assert f"Earlier code made {100 * earlier.mean():.0f} % of the rows" in text_of(PAGES[0])
+    former = rows["method"].isin(["fewest_nonzeros", "smallest"])
+    assert f"a former search {100 * former.mean():.0f} %" in text_of(PAGES[0])
     assert f"{earlier.sum()} of the {len(earlier)} rows" in prose(RESULTS)
     chosen = results("sweeps")["chosen_by_factors"].sum()
     assert f"{chosen} rows (`chosen_by_factors`)" in prose(RESULTS)

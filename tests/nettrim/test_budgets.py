@@ -6,7 +6,7 @@ import torch
 from ddlr.constraints import OutputSet
 from ddlr.inputs import CentredInputs
 from ddlr.problem import WarmStart
-from nettrim.budgets import RESOLUTION, smallest_of_several, smallest_within
+from nettrim.budgets import RESOLUTION, next_size, smallest_of_several, smallest_within
 
 LARGEST = 200_000
 
@@ -82,3 +82,10 @@ def test_another_way_is_searched_only_where_it_is_smaller(layer):
     assert best.objective < alone.objective / 2
     assert best.objective == pytest.approx((0.7 * 0.9 / 0.1) ** (1 / 0.35), rel=0.011)
     assert best.iterations == alone.iterations + 1 + len(tried_better)
+
+
+@pytest.mark.parametrize("kept", range(40_000, 40_050))
+def test_a_size_at_the_end_of_the_range_ends_the_search_if_it_misses(kept):
+    missed = kept - 900
+    tried = next_size({missed: 0.1, kept: -1e-9}, missed, kept)
+    assert missed < tried < kept <= RESOLUTION * tried
