@@ -223,8 +223,13 @@ class CapturedLayers:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"layer {unknown[0]!r} was not captured; captured are {known}")
-        layers = tuple(layer for layer in self.layers if layer.name in names)
-        return dataclasses.replace(self, layers=layers)
+        return self._with([layer for layer in self.layers if layer.name in names])
+
+    def _with(self, layers: Sequence[CapturedLayer]) -> "CapturedLayers":
+        """The same network with other layers, and all that was tried out on it."""
+        other = dataclasses.replace(self, layers=tuple(layers))
+        object.__setattr__(other, "_consumers", self._consumers)
+        return other
 
     def is_sole_consumer(
         self, model: nn.Module, following: CapturedLayer, layer: CapturedLayer
@@ -247,9 +252,7 @@ class CapturedLayers:
             if not following.frees:
                 frees = self.is_sole_consumer(model, following, layer)
                 layers[place] = dataclasses.replace(following, frees=frees)
-        noted = dataclasses.replace(self, layers=tuple(layers))
-        noted._consumers.update(self._consumers)
-        return noted
+        return self._with(layers)
 
     @property
     def weights(self) -> int:

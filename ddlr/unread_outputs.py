@@ -1,15 +1,13 @@
 """Outputs that the next layer has no use for: freed before a solve, removed after the last."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ddlr.calls import Batch
-from ddlr.captured import CapturedLayer
+from ddlr.captured import CapturedLayer, CapturedLayers
 from ddlr.dead_weights import has_dead_weights, remove_dead_weights
-from ddlr.hooks import is_sole_consumer
 from ddlr.identity import is_plain, shares_with
 from ddlr.layers import LowRankLinear
 from ddlr.result import SolverResult
@@ -25,34 +23,30 @@ def used_inputs(layer: CapturedLayer, solved: SolverResult | None) -> Tensor:
     return used
 
 
-def adjacent_layers(layers: Sequence[CapturedLayer]) -> list[tuple[str, str]]:
-    """Names of layers that follow each other, the one's outputs being the other's inputs."""
-    return [
-        (layer.name, following.name)
-        for layer, following in pairwise(layers)
-        if layer.is_input_of(following)
-    ]
-
-
 def remove_unread(
-    model: nn.Module,
-    compressed: nn.Module,
-    adjacent: Sequence[tuple[str, str]],
-    batches: Sequence[Batch],
+    model: nn.Module, compressed: nn.Module, captured: CapturedLayers
 ) -> Mapping[str, Tensor]:
     """Remove what is dead in compressed layers, where trying it out shows that nothing reads it.
 
-    Returns by layer which outputs nothing reads any longer, see `ddlr.dead_weights`.
+    It is tried out on the captured network, see `CapturedLayers.is_sole_consumer`. Returns by layer
+    which outputs nothing reads any longer, see `ddlr.dead_weights`.
     """
-    layers = {name: compressed.get_submodule(name) for pair in adjacent for name in pair}
-    pairs = [pair for pair in adjacent if all(_has_own_weights(layers[name]) for name in pair)]
-    if not any(has_dead_weights(layers[one], layers[other]) for one, other in pairs):
-        return {}
-    pairs = [pair for pair in pairs if is_sole_consumer(model, *pair, batches)]
+    made = {layer.name: compressed.get_submodule(layer.name) for layer in captured.layers}
     pairs = [
-        pair for pair in pairs if not any(shares_with(compressed, layers[name]) for name in pair)
+        (layer, following)
+        for layer, following in pairwise(captured.layers)
+        if layer.is_input_of(following)
+        and all(_has_own_weights(made[each.name]) for each in (layer, following))
     ]
-    return remove_dead_weights(compressed, pairs, batches)
+    if not any(has_dead_weights(made[one.name], made[other.name]) for one, other in pairs):
+        return {}
+    names = [
+        (layer.name, following.name)
+        for layer, following in pairs
+        if captured.is_sole_consumer(model, following, layer)
+    ]
+    names = [pair for pair in names if not any(shares_with(compressed, made[one]) for one in pair)]
+    return remove_dead_weights(compressed, names, captured.batches)
 
 
 def _has_own_weights(layer: nn.Module) -> bool:

@@ -27,7 +27,7 @@ from ddlr.measure import MeasuredLayer, measured_layer
 from ddlr.method import LayerProblem, Method, SolveCache, refit_problem, solve_problem
 from ddlr.result import CompressionResult, ConvergenceError, LayerReport, SolverResult
 from ddlr.storing import as_it_is, on_all_features, on_live_features, stored
-from ddlr.unread_outputs import adjacent_layers, remove_unread, used_inputs
+from ddlr.unread_outputs import remove_unread, used_inputs
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def compress_layers(
         _log(report)
         if on_layer is not None:
             on_layer(report)
-    unread = remove_unread(model, compressed, adjacent_layers(captured.layers), captured.batches)
+    unread = remove_unread(model, compressed, captured)
     return CompressionResult(
         layers=tuple(
             each.report(as_layer(compressed.get_submodule(each.name)), unread.get(each.name))

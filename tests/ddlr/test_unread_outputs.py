@@ -1,6 +1,7 @@
 """Networks of the fewest weights: outputs that nothing uses are gone, and promises are kept."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ddlr import LowRankLinear, SolverStatus
 from ddlr.calls import as_batches
 from ddlr.hooks import is_sole_consumer
 from ddlr.layers import numerical_rank
+from ddlr.trials import agree
 
 WITHIN = 1 + 1e-3
 
@@ -225,6 +227,23 @@ def test_outputs_are_dropped_only_where_the_next_layer_is_their_one_use(path, or
             result.model.first.parameters(), model.first.parameters(), strict=True
         ):
             assert torch.equal(mine, theirs)
+
+
+def test_who_reads_a_layer_is_tried_out_once_for_all_compressions(network, captured, monkeypatch):
+    passes = []
+
+    def counted(*traces):
+        passes.append(traces)
+        return agree(*traces)
+
+    monkeypatch.setattr(ddlr.hooks, "agree", counted)
+    afresh = dataclasses.replace(captured)  # of which nothing was tried out
+    counts = []
+    for tolerance in (0.3, 0.4):
+        result = compress(network, afresh, tolerance, order="cascade")
+        assert sum(report.outputs_dropped for report in result.layers) > 0
+        counts.append(len(passes))
+    assert counts[0] == counts[1] > 0
 
 
 def test_batches_without_samples_show_nothing():
