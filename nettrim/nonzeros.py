@@ -16,10 +16,9 @@ from ddlr.quadratic import OutputQuadratic
 from ddlr.rank_search import RADIUS_SLACK
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import ConvergenceError, SolverResult, SolverStatus
-from nettrim.budgets import RESOLUTION, log_ratio, next_size
-from nettrim.sparse_fit import SparseFit, SparseProblem, on_inputs
+from nettrim.sparse_fit import SparseFit, SparseProblem, fewest_within, on_inputs
 
-_SUPPORTS, _SUPPORTS_OF_REFIT, _SWINGS_OF_REFIT = 1, 10, 2
+_SUPPORTS_OF_REFIT, _SWINGS_OF_REFIT = 10, 2
 
 
 @torch.no_grad()
@@ -202,38 +201,12 @@ def _sparsest(
         fewest, chosen = regress_on_fewest(some, outputs, chosen, ridge, share)
         some, kept = on_inputs(some, fewest), kept[fewest]
     problem = SparseProblem(some, outputs, chosen, ridge)
-    best, iterations = _search(problem)
+    best, iterations = fewest_within(_first_fit(problem), chosen.weight.numel())
     if best is None:  # nothing sparser than the start
         return start, iterations
     weight = torch.zeros_like(start.weight)
     weight[:, kept] = best.weight
     return WarmStart(weight, best.bias), iterations
-
-
-def _search(problem: SparseProblem) -> tuple[WarmStart | None, int]:
-    """The sparsest fit found within the radius, None if there is none; and the number of steps.
-
-    Each fit begins at the one before it, the first one at few nonzeros: fits that have grown end at
-    a smaller error than those that have shrunk from a dense weight. Since they get better on the
-    way, numbers that were too few before one was enough are open again.
-    """
-    radius, dense = problem.outputs.radius, problem.start.weight.numel()
-    fit, best, iterations = _first_fit(problem), None, 0
-    errors: dict[int, float] = {}  # logarithms, relative to the radius, by numbers of nonzeros
-    missed, kept, nonzeros = 0, dense, int(fit.support.sum())
-    while True:
-        fit.alternate(nonzeros, _SUPPORTS)
-        iterations += fit.iterations
-        errors[nonzeros] = log_ratio(fit.square**0.5, radius)
-        if fit.square > radius**2:
-            missed = nonzeros
-        else:
-            missed = 0 if best is None else missed
-            best, kept = fit.answer(), nonzeros
-        if kept <= max(missed + 1, RESOLUTION * missed):
-            return best, iterations
-        nonzeros = next_size(errors, missed, kept)
-        fit = fit.with_support(nonzeros)
 
 
 def _first_fit(problem: SparseProblem) -> SparseFit:

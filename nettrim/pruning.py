@@ -17,9 +17,8 @@ from ddlr.reduced_rank import RIDGE
 from ddlr.result import CompressionResult, LayerReport, SolverResult
 from ddlr.selection import Layers
 from nettrim.nonzeros import fewest_nonzeros, refit_fewest
-from nettrim.smallest import refit_smallest, smallest_layer, store_smallest
+from nettrim.smallest import PARTS, refit_smallest, smallest_layer, store_smallest
 from nettrim.sparse import refit_sparse, solve_sparse
-from nettrim.sums import PARTS
 
 
 def prune(
@@ -47,8 +46,8 @@ def prune(
 
     Each `nn.Linear` is solved on its own, by `nettrim.solve_sparse`, `nettrim.fewest_nonzeros` or
     `nettrim.smallest_layer` with the bound ``relative_tolerance * ||its output||_F``, and replaced
-    by an `nn.Linear` with that weight; or by a `ddlr.LowRankLinear` or `ddlr.SparsePlusLowRank`
-    where the last finds one.
+    by an `nn.Linear` with that weight; or by a `ddlr.LowRankLinear`, `ddlr.SparsePlusLowRank` or
+    `ddlr.SparseFactors` where the last finds one.
 
     Parameters, return value and errors are those of `ddlr.compress`. Different, or beside them:
 
@@ -59,8 +58,9 @@ def prune(
         sparsest layer itself, see `nettrim.fewest_nonzeros`. It goes from the last layer backwards,
         and leaves out inputs where that frees the layer before from outputs, of which nothing is
         promised then. "smallest" gives each layer that form, sparse, of low rank on some of its
-        inputs, or a sum of both, that is the smallest one, see `nettrim.smallest_layer`; a
-        convolution, which can not leave out single inputs, gets the lowest rank.
+        inputs, a sum of both, or a product of two sparse matrices, that is the smallest one, see
+        `nettrim.smallest_layer`; a convolution, which can not leave out single inputs, gets the
+        lowest rank.
     selection : float, optional
         Of "fewest_nonzeros" and "smallest": the share of each squared bound that goes into such
         inputs.

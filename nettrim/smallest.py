@@ -20,8 +20,13 @@ from ddlr.problem import WarmStart
 from ddlr.reduced_rank import RIDGE
 from ddlr.result import ConvergenceError, SolverResult
 from ddlr.sizes import layer_size
+from nettrim import factors, sums
+from nettrim.factors import refit_product, smallest_product, store_product
 from nettrim.nonzeros import fewest_nonzeros, refit_fewest
 from nettrim.sums import refit_sum, smallest_sum, store_sum
+
+PARTS = {**sums.PARTS, **factors.PARTS}
+"""The names of all parts: those of a sum, and those of a product; see `ddlr.Method`."""
 
 _BATCH, _ROUNDS = 256, 15  # of a timing
 
@@ -43,10 +48,11 @@ def smallest_layer(
 
         minimise size(W)   subject to ||D||_F <= radius,   over W and b
 
-    with D as in `ddlr.lowest_rank`, and over three forms: of low rank on some of the inputs, by
+    with D as in `ddlr.lowest_rank`, and over four forms: of low rank on some of the inputs, by
     `ddlr.fewest_weights`, which is dense on these where the rank is full; sparse, by
-    `nettrim.fewest_nonzeros`; and the sum of both, by `nettrim.sums.smallest_sum`. Each keeps the
-    promise by itself; the smallest one is the answer.
+    `nettrim.fewest_nonzeros`; the sum of both, by `nettrim.sums.smallest_sum`; and the product of
+    two sparse matrices, by `nettrim.factors.smallest_product`. Each keeps the promise by itself;
+    the smallest one is the answer.
 
     Parameters, return value and errors are those of `nettrim.fewest_nonzeros`. Beside them:
 
@@ -63,8 +69,8 @@ def smallest_layer(
     Returns
     -------
     SolverResult
-        `objective` is the size, `parts` are those of a sum. `iterations` and `seconds` are of all
-        searches.
+        `objective` is the size, `parts` are those of a sum or a product. `iterations` and `seconds`
+        are of all searches.
     """
     size_of = MEASURES[one_of(minimise, "minimise", tuple(MEASURES))]
     began = time.perf_counter()
@@ -81,6 +87,7 @@ def smallest_layer(
     if warm_start is not None and len(found) == len(tried):
         low_rank, sparse = found
         found.append(search(smallest_sum, **shared, low_rank=low_rank, sparse=sparse))
+        found.append(search(smallest_product, **shared, sparse=sparse))
     stored = [store_smallest(each.weight, each.bias, **each.parts or {}) for each in found]
     sizes = [size_of(layer, inputs.inputs) for layer in stored]
     smallest = min(sizes)
@@ -97,18 +104,24 @@ def refit_smallest(
 ) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
     """Move a weight to a smaller output error in the form it has: at its rank, or its nonzeros."""
     if solved.parts is not None:
-        return refit_sum(problem, solved, ridge=ridge)
+        refit_of_parts = refit_product if is_product(solved.parts) else refit_sum
+        return refit_of_parts(problem, solved, ridge=ridge)
     refit = refit_rank if is_low_rank(solved.weight) else refit_fewest
     return *refit(problem, solved, ridge=ridge), None
 
 
 def store_smallest(weight: Tensor, bias: Tensor, **parts: Tensor) -> nn.Module:
-    """Two layers of parts that add up, else two factors where these are fewer than the nonzeros."""
+    """Two layers of parts; without these, two factors where they are fewer than the nonzeros."""
     if parts:
-        return store_sum(weight, bias, **parts)
+        return (store_product if is_product(parts) else store_sum)(weight, bias, **parts)
     if is_low_rank(weight):
         return store_selected(weight, bias)
     return store_linear(weight, bias)
+
+
+def is_product(parts: Mapping[str, Tensor]) -> bool:
+    """Whether parts are multiplied, and not added up."""
+    return set(parts) == set(factors.PARTS)
 
 
 def is_low_rank(weight: Tensor) -> bool:

@@ -14,8 +14,10 @@ from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
 from ddlr.reduced_rank import MajorisedFit
 from ddlr.result import SolverResult
+from nettrim.budgets import RESOLUTION, log_ratio, next_size
 from nettrim.support import SupportRegression, SupportSearch
 
+_SUPPORTS = 1  # for each number of nonzeros, in the search for the fewest
 _STEPS_PER_SUPPORT = 6
 _SETTLED = 1e-3  # of the loss: a support that brings less is the last
 _SWING = 1.4
@@ -82,6 +84,10 @@ class SparseFit(MajorisedFit):
         self._regression = SupportRegression(problem.quadratic.gram, support)
         self.square = self.loss = math.inf
         self._sweep(targets)
+
+    @property
+    def nonzeros(self) -> int:
+        return int(self.support.sum())
 
     def with_support(self, nonzeros: int) -> "SparseFit":
         """The fit on a support that is looked for from here, for the targets nearest to this."""
@@ -159,3 +165,36 @@ class SparseFit(MajorisedFit):
             square += produced.sub_(nearest[rows]).square_().sum()
         held = self.problem.quadratic.penalty * (weight - self.problem.origin).square().sum()
         return square.item(), square.item() + held.item()
+
+
+def fewest_within(fit: SparseFit, largest: int) -> tuple[WarmStart | None, int]:
+    """The sparsest fit found within the radius, None if there is none; and the number of steps.
+
+    Each fit begins at the one before it, the first one at few nonzeros: fits that have grown end at
+    a smaller error than those that have shrunk from a dense weight. Since they get better on the
+    way, numbers that were too few before one was enough are open again.
+
+    Parameters
+    ----------
+    fit : SparseFit
+        The first one.
+    largest : int
+        The answer has fewer nonzeros.
+    """
+    radius = fit.outputs.radius
+    best, iterations = None, 0
+    errors: dict[int, float] = {}  # logarithms, relative to the radius, by numbers of nonzeros
+    missed, kept, nonzeros = 0, largest, fit.nonzeros
+    while True:
+        fit.alternate(nonzeros, _SUPPORTS)
+        iterations += fit.iterations
+        errors[nonzeros] = log_ratio(fit.square**0.5, radius)
+        if fit.square > radius**2:
+            missed = nonzeros
+        else:
+            missed = 0 if best is None else missed
+            best, kept = fit.answer(), nonzeros
+        if kept <= max(missed + 1, RESOLUTION * missed):
+            return best, iterations
+        nonzeros = next_size(errors, missed, kept)
+        fit = fit.with_support(nonzeros)

@@ -4,6 +4,8 @@ The quadratic is tr(W G Wt) - 2 tr(W Bt), see `ddlr.quadratic.OutputQuadratic`: 
 of a layer's inputs, stays the same where its targets, and with them B, change.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -97,6 +99,53 @@ def largest_places(weight: Tensor, count: int) -> Tensor:
     mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     mask[weight.abs().flatten().topk(count, sorted=False).indices] = True
     return mask.view_as(weight)
+
+
+def largest_entries(matrix: Tensor, number: int) -> Tensor:
+    """A matrix with zeros in the place of all entries but the largest in magnitude."""
+    return matrix * largest_places(matrix, number)
+
+
+def minimise_on_support(
+    product: Callable[[Tensor], Tensor],
+    cross: Tensor,
+    start: Tensor,
+    diagonal: Tensor,
+    *,
+    iterations: int = 10,
+) -> Tensor:
+    """Minimise a quadratic over the matrices that are zero where the start is.
+
+        minimise <W, product(W)> - 2 <W, cross>   over W = 0 where start = 0
+
+    by conjugate gradients with a diagonal preconditioner. It never ends above the start.
+
+    Parameters
+    ----------
+    product : callable
+        A linear map that is symmetric and positive.
+    cross, start : Tensor, shape (rows, columns)
+    diagonal : Tensor
+        That of `product`, in a shape that broadcasts to theirs; positive.
+    iterations : int
+    """
+    support = start != 0
+    found = start.clone()
+    residual = (cross - product(found)) * support
+    step = residual / diagonal
+    direction, size = step, (residual * step).sum()
+    first = size
+    for _ in range(iterations):
+        if size <= torch.finfo(size.dtype).eps ** 2 * first or not size > 0:
+            break
+        curved = product(direction)
+        length = size / (direction * curved).sum()
+        found = found + length * direction
+        residual = residual - length * (curved * support)
+        step = residual / diagonal
+        following = (residual * step).sum()
+        direction, size = step + (following / size) * direction, following
+    return found
 
 
 def _excess(moved: Tensor, values: Tensor) -> float:

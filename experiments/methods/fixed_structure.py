@@ -1,103 +1,21 @@
-"""The largest entries of a matrix, and fits of what has zeros in given places."""
+"""The refit that rivals of two parts have in common, at the structure that they have."""
 
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ddlr.constraints import OutputSet
-from ddlr.eigen import symmetric_eigen
 from ddlr.method import LayerProblem
 from ddlr.problem import WarmStart
 from ddlr.quadratic import OutputQuadratic
 from ddlr.result import SolverResult
 from nettrim.budgets import Fitted
-from nettrim.support import largest_places
 
 _REFIT_STEPS = 100
 _REFIT_TOLERANCE = 1e-3  # of the loss, in ten steps
-
-
-@dataclass(frozen=True)
-class QuadraticFits:
-    """What fits of a structure to a layer's outputs have in common.
-
-    Attributes
-    ----------
-    quadratic : OutputQuadratic
-    dtype : torch.dtype
-        In which to compute.
-    """
-
-    quadratic: OutputQuadratic
-    dtype: torch.dtype
-
-    @cached_property
-    def gram(self) -> Tensor:
-        return self.quadratic.gram.to(self.dtype)
-
-    @cached_property
-    def norms(self) -> Tensor:
-        """Those of the inputs, ridge included, shape (in_features,)."""
-        return self.gram.diagonal().sqrt()
-
-    @cached_property
-    def scaled_eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of the Gram matrix of scaled inputs."""
-        norms = self.quadratic.gram.diagonal().sqrt()
-        values, vectors = symmetric_eigen(self.quadratic.gram / norms / norms[:, None])
-        return values.to(self.dtype), vectors.to(self.dtype)
-
-
-def largest_entries(matrix: Tensor, number: int) -> Tensor:
-    """A matrix with zeros in the place of all entries but the largest in magnitude."""
-    return matrix * largest_places(matrix, number)
-
-
-def minimise_on_support(
-    product: Callable[[Tensor], Tensor],
-    cross: Tensor,
-    start: Tensor,
-    diagonal: Tensor,
-    *,
-    iterations: int = 10,
-) -> Tensor:
-    """Minimise a quadratic over the matrices that are zero where the start is.
-
-        minimise <W, product(W)> - 2 <W, cross>   over W = 0 where start = 0
-
-    by conjugate gradients with a diagonal preconditioner. It never ends above the start.
-
-    Parameters
-    ----------
-    product : callable
-        A linear map that is symmetric and positive.
-    cross, start : Tensor, shape (rows, columns)
-    diagonal : Tensor
-        That of `product`, in a shape that broadcasts to theirs; positive.
-    iterations : int
-    """
-    support = start != 0
-    found = start.clone()
-    residual = (cross - product(found)) * support
-    step = residual / diagonal
-    direction, size = step, (residual * step).sum()
-    first = size
-    for _ in range(iterations):
-        if size <= torch.finfo(size.dtype).eps ** 2 * first or not size > 0:
-            break
-        curved = product(direction)
-        length = size / (direction * curved).sum()
-        found = found + length * direction
-        residual = residual - length * (curved * support)
-        step = residual / diagonal
-        following = (residual * step).sum()
-        direction, size = step + (following / size) * direction, following
-    return found
 
 
 def refit_parts(

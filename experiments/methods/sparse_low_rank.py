@@ -21,14 +21,10 @@ from ddlr.rank_search import lowest_truncation
 from ddlr.reduced_rank import RIDGE, check_ridge
 from ddlr.result import SolverResult
 from ddlr.sizes import fewest_stored
-from experiments.methods.fixed_structure import (
-    QuadraticFits,
-    largest_entries,
-    minimise_on_support,
-    refit_parts,
-)
+from experiments.methods.fixed_structure import refit_parts
 from nettrim.budgets import Fitted, smallest_of_several
 from nettrim.sums import PARTS, store_sum
+from nettrim.support import largest_entries, minimise_on_support
 
 # Of the lowest rank that is within the radius by itself; what is left of a budget is nonzeros.
 _RANK_SHARES = (0.125, 0.25, 0.5, 1.0, 0.0)  # the one that is the best most often comes first
@@ -98,7 +94,7 @@ def solve_sparse_low_rank(
 
 
 @dataclass(frozen=True)
-class SumFits(QuadraticFits):
+class SumFits:
     """Sums of a sparse and a low-rank matrix that are fitted to a layer's outputs.
 
         minimise ||Xc (S + L)t - Tc||_F^2 + penalty * ||S + L - W0||_F^2
@@ -107,7 +103,32 @@ class SumFits(QuadraticFits):
     by ADMM in three blocks: S, a copy of it that has only the largest entries, and L. Inputs are
     scaled to unit norm for the first two. The penalty on the difference of S and its copy grows.
     Then S, on the support of the copy, and L are fitted in turn.
+
+    Attributes
+    ----------
+    quadratic : OutputQuadratic
+    dtype : torch.dtype
+        In which to compute.
     """
+
+    quadratic: OutputQuadratic
+    dtype: torch.dtype
+
+    @cached_property
+    def gram(self) -> Tensor:
+        return self.quadratic.gram.to(self.dtype)
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Those of the inputs, ridge included, shape (in_features,)."""
+        return self.gram.diagonal().sqrt()
+
+    @cached_property
+    def scaled_eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of the Gram matrix of scaled inputs."""
+        norms = self.quadratic.gram.diagonal().sqrt()
+        values, vectors = symmetric_eigen(self.quadratic.gram / norms / norms[:, None])
+        return values.to(self.dtype), vectors.to(self.dtype)
 
     @cached_property
     def target(self) -> Tensor:

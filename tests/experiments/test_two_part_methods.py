@@ -17,9 +17,9 @@ from ddlr.method import LayerProblem
 from ddlr.quadratic import OutputQuadratic
 from ddlr.sizes import fewest_stored, layer_size
 from experiments.methods.double_sparse import DOUBLE_SPARSE, FactorFits
-from experiments.methods.fixed_structure import largest_entries, minimise_on_support
 from experiments.methods.sparse_low_rank import SPARSE_LOW_RANK, SumFits
 from nettrim.sparse import refit_sparse
+from nettrim.support import largest_entries, minimise_on_support
 
 METHODS = {"sparse_low_rank": SPARSE_LOW_RANK, "double_sparse": DOUBLE_SPARSE}
 
@@ -192,7 +192,7 @@ def refit_problem_of(name: str):
     if name == "sparse_low_rank":
         fit = SumFits(quadratic, torch.float64).fit(0, 40)
     else:
-        fit = FactorFits(quadratic, torch.float64).fit(12, 40)
+        fit = FactorFits(quadratic, torch.float64).fit((12, 40))
     return problem, fit
 
 

@@ -116,7 +116,7 @@ def test_a_network_takes_all_forms_and_keeps_its_promises(planted, form, order, 
     )
     forms = {report.name: report.form for report in result.layers}
     assert forms["fc1"] == form
-    assert forms["fc2"] in ("low_rank", "sparse_low_rank")
+    assert forms["fc2"] in ("low_rank", "sparse_low_rank", "sparse_factors")
     if refit == "none":
         assert all(report.violation <= 1e-6 for report in result.layers)
     for report in result.layers:
