@@ -18,7 +18,7 @@ from ddlr.problem import WarmStart
 from ddlr.reduced_rank import RIDGE, MajorisedFit
 from ddlr.result import SolverResult
 from ddlr.storing import embedded
-from nettrim.budgets import RESOLUTION, Fitted
+from nettrim.budgets import Fitted
 from nettrim.factor_search import Factors, FactorSearch, split
 from nettrim.sparse_fit import SparseFit, SparseProblem, fewest_within, on_inputs
 
@@ -26,8 +26,7 @@ PARTS = {"left": (True, False), "right": (False, True)}
 """The names of the factors, and which has the layer's outputs and its inputs, see `ddlr.Method`."""
 
 _SUPPORTS_OF_REFIT = 10
-# Of the nonzeros, how many go to the square factor. The one that is the best most often first.
-_SQUARE_SHARES = (0.33, 0.2)
+_SQUARE_SHARE = 0.33  # of the nonzeros, that goes to the square factor
 _FIRST = 0.5  # of the nonzeros of the sparse weight: where the search begins
 
 
@@ -51,9 +50,8 @@ def smallest_product(
     `fewest_nonzeros`: for the targets of the majoriser, factors are looked for by
     `nettrim.factor_search.FactorSearch`, and then moved on their supports, by conjugate gradients
     for one and the other in turn, with targets that are extrapolated. So the supports follow the
-    ReLU, too. A share of the nonzeros goes to the square factor; for the first share the number is
-    sought as there, for another one only where one per cent fewer will do. Nothing proves that
-    fewer weights would not do.
+    ReLU, too. A third of the nonzeros goes to the square factor. The number is sought as there.
+    Nothing proves that fewer weights would not do.
 
     Parameters are those of `nettrim.fewest_nonzeros`. Beside them:
 
@@ -83,13 +81,9 @@ def smallest_product(
         return sparse
     outputs = OutputSet(targets, radius, activation, "hinge")
     problem = _problem_on(used, CentredInputs.of(inputs), outputs, warm_start, ridge)
-    best, fewest, iterations, first = None, int(sparse.objective), 0, _FIRST
-    for share in _SQUARE_SHARES:
-        fit = FactorFit.of_size(problem, max(int(first * fewest), 1), share)
-        found, steps = fewest_within(fit, fewest)
-        iterations += steps
-        if found is not None:
-            best, fewest, first = found, _nonzeros(found.parts), 1 / RESOLUTION
+    largest = int(sparse.objective)
+    first = FactorFit.of_size(problem, max(round(_FIRST * largest), 1), _SQUARE_SHARE)
+    best, iterations = fewest_within(first, largest)
     spent = {"iterations": iterations, "seconds": time.perf_counter() - began}
     if best is None:
         return dataclasses.replace(sparse, **spent)
@@ -99,7 +93,7 @@ def smallest_product(
         weight=weight,
         bias=best.bias,
         parts=parts,
-        objective=float(fewest),
+        objective=float(_nonzeros(best.parts)),
         violation=outputs.violation(torch.addmm(best.bias, problem.inputs.inputs, best.weight.T)),
         **spent,
     )
