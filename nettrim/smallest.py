@@ -52,7 +52,7 @@ def smallest_layer(
     `ddlr.fewest_weights`, which is dense on these where the rank is full; sparse, by
     `nettrim.fewest_nonzeros`; the sum of both, by `nettrim.sums.smallest_sum`; and the product of
     two sparse matrices, by `nettrim.factors.smallest_product`. Each keeps the promise by itself;
-    the smallest one is the answer.
+    the smallest one is the answer. A sum is sought with fewer weights than the product alone.
 
     Parameters, return value and errors are those of `nettrim.fewest_nonzeros`. Beside them:
 
@@ -86,8 +86,9 @@ def smallest_layer(
         raise tried[-1]
     if warm_start is not None and len(found) == len(tried):
         low_rank, sparse = found
-        found.append(search(smallest_sum, **shared, low_rank=low_rank, sparse=sparse))
-        found.append(search(smallest_product, **shared, sparse=sparse))
+        product = search(smallest_product, **shared, sparse=sparse)
+        below = {"low_rank": low_rank, "below": product.objective}
+        found += [product, search(smallest_sum, **shared, sparse=sparse, **below)]
     stored = [store_smallest(each.weight, each.bias, **each.parts or {}) for each in found]
     sizes = [size_of(layer, inputs.inputs) for layer in stored]
     smallest = min(sizes)

@@ -1,6 +1,7 @@
 """Weights that are the sum of a sparse and a low-rank matrix: the smallest one within a radius."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import cached_property, partial
 
@@ -38,6 +39,7 @@ def smallest_sum(
     sparse: SolverResult,
     low_rank: SolverResult,
     warm_start: WarmStart | SolverResult,
+    below: float = math.inf,
     activation: str = "relu",
     ridge: float = RIDGE,
 ) -> SolverResult:
@@ -61,12 +63,14 @@ def smallest_sum(
         What `nettrim.fewest_nonzeros` and `ddlr.fewest_weights` found for the same problem.
     warm_start : WarmStart or SolverResult
         As there, but needed.
+    below : float
+        The number of weights of another form, which a sum has to be smaller than, too.
 
     Returns
     -------
     SolverResult
         `objective` is the number of weights, `parts` are "sparse" and "low_rank". `sparse` itself,
-        which has no parts, where no sum is smaller than it. `iterations` and `seconds` are those of
+        which has no parts, where no sum is smaller. `iterations` and `seconds` are those of
         the fits of sums.
 
     References
@@ -79,7 +83,13 @@ def smallest_sum(
         return sparse
     outputs = OutputSet(targets, radius, activation, "hinge")
     problem = _problem_on(used, CentredInputs.of(inputs), outputs, warm_start, ridge)
-    best = dataclasses.replace(sparse, weight=sparse.weight[:, used], iterations=0, seconds=0.0)
+    best = dataclasses.replace(
+        sparse,
+        weight=sparse.weight[:, used],
+        objective=min(sparse.objective, below),
+        iterations=0,
+        seconds=0.0,
+    )
     rank = numerical_rank(low_rank.weight)
     for share in _RANK_SHARES:
         if problem.stored(round(share * rank)) < best.objective:
