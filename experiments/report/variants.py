@@ -13,7 +13,7 @@ from experiments.runs.records import ONE_TOLERANCE, USUAL_CASCADE_BOUND, USUAL_R
 # The two that are compared, and offered each refit and order alike.
 RIVALS = ("ddlr", "nettrim")
 # The strongest of today, beside which ours stand in the bars at an equal drop.
-TODAYS_RIVALS = ("osscar", "alps", "sparse_low_rank")
+TODAYS_RIVALS = ("osscar", "alps", "sparse_low_rank", "double_sparse")
 # What this project puts beside them, from the more to the fewer weights.
 OURS = (
     "lowest_rank",

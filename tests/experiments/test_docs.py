@@ -40,6 +40,7 @@ ROWS = {
     "fewest nonzeros": ["fewest_nonzeros"],
     "ALPS": ["alps"],
     "sparse plus low rank": ["sparse_low_rank"],
+    "double sparse factors": ["double_sparse"],
     "OSSCAR and low rank": ["osscar"],
     "SparseGPT": ["sparsegpt"],
 }
