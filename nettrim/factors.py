@@ -20,7 +20,7 @@ from ddlr.result import SolverResult
 from ddlr.storing import embedded
 from nettrim.budgets import Fitted
 from nettrim.factor_search import Factors, FactorSearch, split
-from nettrim.sparse_fit import SparseFit, SparseProblem, fewest_within, on_inputs
+from nettrim.sparse_fit import SparseFit, SparseProblem, fewest_within
 
 PARTS = {"left": (True, False), "right": (False, True)}
 """The names of the factors, and which has the layer's outputs and its inputs, see `ddlr.Method`."""
@@ -80,7 +80,7 @@ def smallest_product(
     if not (radius and used.any()):
         return sparse
     outputs = OutputSet(targets, radius, activation, "hinge")
-    problem = _problem_on(used, CentredInputs.of(inputs), outputs, warm_start, ridge)
+    problem = FactorProblem.on_used(used, CentredInputs.of(inputs), outputs, warm_start, ridge)
     largest = int(sparse.objective)
     first = FactorFit.of_size(problem, max(round(_FIRST * largest), 1), _SQUARE_SHARE)
     best, iterations = fewest_within(first, largest)
@@ -113,7 +113,7 @@ def refit_product(
     if not used.any():
         return solved.weight, solved.bias, solved.parts
     outputs = OutputSet(problem.targets, 0.0, problem.activation, "hinge")
-    products = _problem_on(used, problem.inputs, outputs, solved, ridge)
+    products = FactorProblem.on_used(used, problem.inputs, outputs, solved, ridge)
     factors = solved.parts["left"], solved.parts["right"][:, used]
     share = _square_share(factors)
     fit = FactorFit(products, factors, products.targets_of_start, share)
@@ -204,18 +204,6 @@ class FactorFit(SparseFit):
         factors = tuple(self.parts.values())
         left, right = self.problem.search.improved(self.problem.cross(targets), factors)
         return (left @ right).double(), _named((left, right))
-
-
-def _problem_on(
-    used: Tensor,
-    inputs: CentredInputs,
-    outputs: OutputSet,
-    start: WarmStart | SolverResult,
-    ridge: float,
-) -> FactorProblem:
-    """The problem with some of the inputs, given by a mask."""
-    some = WarmStart(start.weight[:, used], start.bias)
-    return FactorProblem(on_inputs(inputs, used.nonzero()[:, 0]), outputs, some, ridge)
 
 
 def _on_all_inputs(

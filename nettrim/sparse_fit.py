@@ -39,6 +39,19 @@ class SparseProblem:
     start: WarmStart | SolverResult
     ridge: float
 
+    @classmethod
+    def on_used(
+        cls,
+        used: Tensor,
+        inputs: CentredInputs,
+        outputs: OutputSet,
+        start: WarmStart | SolverResult,
+        ridge: float,
+    ) -> "SparseProblem":
+        """The problem of a layer with some of the inputs, given by a mask."""
+        some = WarmStart(start.weight[:, used], start.bias)
+        return cls(on_inputs(inputs, used.nonzero()[:, 0]), outputs, some, ridge)
+
     @cached_property
     def quadratic(self) -> OutputQuadratic:
         return OutputQuadratic.of(self.inputs, self.outputs, self.start, self.ridge)
@@ -87,6 +100,7 @@ class SparseFit(MajorisedFit):
 
     @property
     def nonzeros(self) -> int:
+        """How many the support has."""
         return int(self.support.sum())
 
     def with_support(self, nonzeros: int) -> "SparseFit":

@@ -20,7 +20,7 @@ from ddlr.result import SolverResult
 from ddlr.sizes import fewest_stored
 from ddlr.storing import embedded
 from nettrim.budgets import Fitted, smaller_by
-from nettrim.sparse_fit import SparseFit, SparseProblem, on_inputs
+from nettrim.sparse_fit import SparseFit, SparseProblem
 
 PARTS = {"sparse": (True, True), "low_rank": (True, True)}
 """The names of the parts, and that both have the layer's outputs and inputs, see `ddlr.Method`."""
@@ -82,7 +82,7 @@ def smallest_sum(
     if not (radius and used.any()):
         return sparse
     outputs = OutputSet(targets, radius, activation, "hinge")
-    problem = _problem_on(used, CentredInputs.of(inputs), outputs, warm_start, ridge)
+    problem = SumProblem.on_used(used, CentredInputs.of(inputs), outputs, warm_start, ridge)
     best = dataclasses.replace(
         sparse,
         weight=sparse.weight[:, used],
@@ -115,7 +115,7 @@ def refit_sum(
     if not used.any():
         return solved.weight, solved.bias, solved.parts
     outputs = OutputSet(problem.targets, 0.0, problem.activation, "hinge")
-    sums = _problem_on(used, problem.inputs, outputs, solved, ridge)
+    sums = SumProblem.on_used(used, problem.inputs, outputs, solved, ridge)
     sparse, low_rank = (solved.parts[name][:, used] for name in PARTS)
     fit = SumFit(sums, sparse != 0, sums.targets_of_start, numerical_rank(low_rank), low_rank)
     nonzeros = int((sparse != 0).sum())
@@ -211,18 +211,6 @@ class SumFit(SparseFit):
         cross = problem.cross(self.nearest) - self.parts["low_rank"] @ problem.quadratic.gram
         start = self.parts["sparse"].to(problem.start.weight)
         return problem.search.support(cross, nonzeros, start)
-
-
-def _problem_on(
-    used: Tensor,
-    inputs: CentredInputs,
-    outputs: OutputSet,
-    start: WarmStart | SolverResult,
-    ridge: float,
-) -> SumProblem:
-    """The problem with some of the inputs, given by a mask."""
-    some = WarmStart(start.weight[:, used], start.bias)
-    return SumProblem(on_inputs(inputs, used.nonzero()[:, 0]), outputs, some, ridge)
 
 
 def _fit(problem: SumProblem, rank: int, budget: int) -> Fitted:
