@@ -196,9 +196,9 @@ def _admm(
     anchor : float
         The first penalty; the others are 1.
     """
-    free = solve(copy - price, anchor)
+    penalty = anchor
     for _ in range(_STEPS):
+        free = solve(copy - price, penalty)
         copy = largest_entries(free + price, nonzeros)
-        price = price + free - copy
-        free = solve(copy - price, 1.0)
+        price, penalty = price + free - copy, 1.0
     return copy, price
