@@ -81,16 +81,20 @@ def regress_outputs(
     WarmStart
         With a weight of shape (out_features, inputs kept).
     """
-    return regress_with_factor(inputs, ridged_gram(inputs, ridge)[0], kept, start)[0]
+    columns, _ = ridged_gram(inputs, ridge, kept)
+    return regress_with_factor(inputs, columns, kept, start)[0]
 
 
 def regress_with_factor(
-    inputs: CentredInputs, gram: Tensor, kept: Tensor, start: WarmStart | SolverResult
+    inputs: CentredInputs, columns: Tensor, kept: Tensor, start: WarmStart | SolverResult
 ) -> tuple[WarmStart, Tensor]:
-    """The regression of `regress_outputs`, and the Cholesky factor of its inputs' Gram matrix."""
-    factor = torch.linalg.cholesky(gram[kept][:, kept])
+    """The regression of `regress_outputs`, and the Cholesky factor of its inputs' Gram matrix.
+
+    `columns`, of shape (in_features, inputs kept), are those of the Gram matrix of all inputs.
+    """
+    factor = torch.linalg.cholesky(columns[kept])
     weight = start.weight.double()
-    regressed = torch.cholesky_solve((weight @ gram[:, kept]).T, factor).T
+    regressed = torch.cholesky_solve((weight @ columns).T, factor).T
     mean = inputs.mean.double()
     moved = weight @ mean - regressed @ mean[kept]
     return WarmStart(regressed.to(start.weight), start.bias + moved.to(start.bias)), factor
@@ -140,7 +144,7 @@ def regress_on_fewest(
         stays = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
         stays[order[:middle]] = False
         kept = stays.nonzero()[:, 0]
-        tried, _ = regress_with_factor(inputs, gram, kept, start)
+        tried, _ = regress_with_factor(inputs, gram[:, kept], kept, start)
         produced = torch.addmm(tried.bias, inputs.inputs[:, kept], tried.weight.T)
         if torch.linalg.vector_norm(outputs.deviation(produced)) <= radius:
             low, best = middle, (kept, tried)

@@ -263,7 +263,7 @@ def _stages(
         yield stage, WarmStart(torch.zeros_like(start.weight), outputs.best_constant_output())
         return
     while len(kept):
-        regressed, factor = regress_with_factor(inputs, gram, kept, start)
+        regressed, factor = regress_with_factor(inputs, gram[:, kept], kept, start)
         truncated, rank, within = truncate_on_inputs(inputs, outputs, kept, regressed, factor)
         size = fewest_stored(rank, len(kept), len(regressed.weight)) if within else math.inf
         if size == math.inf and fewest < math.inf:

@@ -86,10 +86,19 @@ class OutputQuadratic:
         )
 
 
-def ridged_gram(inputs: CentredInputs, ridge: float) -> tuple[Tensor, float]:
-    """The Gram matrix of the centred inputs in float64 with a ridge, and the ridge's penalty."""
+def ridged_gram(
+    inputs: CentredInputs, ridge: float, kept: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """The Gram matrix of the centred inputs in float64 with a ridge, and the ridge's penalty.
+
+    Of some inputs, given by their indices, the columns alone.
+    """
     values, vectors = (each.double() for each in inputs.eigen)
-    gram = (vectors * values) @ vectors.T
-    penalty = ridge * gram.diagonal().mean().item()
-    gram.diagonal().add_(penalty)
+    penalty = ridge * (vectors.square() @ values).mean().item()
+    if kept is None:
+        gram = (vectors * values) @ vectors.T
+        gram.diagonal().add_(penalty)
+    else:
+        gram = (vectors * values) @ vectors[kept].T
+        gram[kept, torch.arange(len(kept), device=kept.device)] += penalty
     return gram, penalty
