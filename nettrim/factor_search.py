@@ -17,7 +17,7 @@ Factors = tuple[Tensor, Tensor]
 """A of shape (out_features, inner) and B of shape (inner, in_features), of the weight A B."""
 
 # Of both factors in turn; the first anchor of a search that has a start is that of a later one.
-_ITERATIONS, _BEGUN = 40, 20
+_ITERATIONS, _BEGUN = 40, 15
 _STEPS = 3  # of the ADMM of one factor, before it is the other's turn
 _LEAST_ANCHOR = 1e-2
 
@@ -68,10 +68,13 @@ class FactorSearch:
         nonzeros : (int, int)
             Of the left factor, and of the right one.
         start : Factors, optional
-            Near which to begin.
+            Near which to begin. Rows of the right one whose column of the left one is zero, and the
+            other way round, are filled with what is missing, so that they may be of use again.
         """
         cross, first = cross.to(self._gram), 0 if start is None else _BEGUN
-        left, right = self._first(cross, *nonzeros) if start is None else start
+        left, right = (
+            self._first(cross, *nonzeros) if start is None else self._filled(cross, *start)
+        )
         left_price, right_price = torch.zeros_like(left), torch.zeros_like(right)
         for iteration in range(first, _ITERATIONS):
             anchor = max(_LEAST_ANCHOR, min(1.0, iteration / (_ITERATIONS - 3)) ** 3)
@@ -102,9 +105,35 @@ class FactorSearch:
             )
         return left, right
 
-    def _first(self, cross: Tensor, left_nonzeros: int, right_nonzeros: int) -> Factors:
+    def _best(self, cross: Tensor) -> Tensor:
+        """The best weight without zeros, for scaled inputs."""
         values, vectors = self._eigen
-        best = (cross / self._norms) @ (vectors / values) @ vectors.T  # for scaled inputs
+        return (cross / self._norms) @ (vectors / values) @ vectors.T
+
+    def _filled(self, cross: Tensor, left: Tensor, right: Tensor) -> Factors:
+        """The factors with another start for each inner index that has no part in the product.
+
+        As in the identity that a search begins with, each gets one output for itself (or one input,
+        where there are fewer of these): those of which the product misses most.
+        """
+        idle = ~((left != 0).any(dim=0) & (right != 0).any(dim=1))
+        missing = self._best(cross) - (left @ right) * self._norms
+        wide = len(left) <= right.shape[1]
+        sizes = missing.square().sum(dim=1 if wide else 0)
+        idle = idle.nonzero()[: len(sizes), 0]
+        places = sizes.topk(len(idle)).indices
+        left, right = left.clone(), right.clone()
+        left[:, idle], right[idle] = 0, 0
+        if wide:
+            left[places, idle] = 1
+            right[idle] = missing[places] / self._norms
+        else:
+            left[:, idle] = missing[:, places]
+            right[idle, places] = 1 / self._norms[places]
+        return left, right
+
+    def _first(self, cross: Tensor, left_nonzeros: int, right_nonzeros: int) -> Factors:
+        best = self._best(cross)
         identity = torch.eye(min(best.shape), dtype=best.dtype, device=best.device)
         if len(best) <= best.shape[1]:
             return identity, largest_entries(best, right_nonzeros) / self._norms

@@ -23,7 +23,7 @@ from nettrim.factor_search import Factors, FactorSearch, split
 from nettrim.factors import PARTS, store_product
 
 # Of the nonzeros, how many go to the square factor. The one that is the best most often first.
-_SQUARE_SHARES = (0.25, 0.4, 0.1)
+_SQUARE_SHARES = (0.67, 0.5, 0.25)
 _SWEEPS = 3
 
 

@@ -15,7 +15,7 @@ from experiments.runs.records import identity
 from experiments.runs.storage import entry_lock, entry_path, load_json, store_json
 
 # To be raised when the content of an entry, or how it is computed, changes.
-_FORMAT = 8
+_FORMAT = 9
 
 
 def remembered_options(

@@ -15,7 +15,7 @@ from experiments.runs.records import identity
 from experiments.runs.storage import entry_lock, entry_path, load_tensors, store_tensors
 
 # To be raised when the content of an entry, or how it is computed, changes.
-_FORMAT = 7
+_FORMAT = 8
 _TENSORS = ("weight", "bias")
 _PART = "part "  # before the name of each of `SolverResult.parts`
 _NUMBERS = (

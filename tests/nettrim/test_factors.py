@@ -132,6 +132,25 @@ def test_budgets_of_both_factors_are_exact(shape, budget):
         assert (start[0] @ start[1]).shape == shape
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)], ids=["wide", "tall"])
+def test_what_a_smaller_product_left_idle_is_of_use_in_a_larger_one(shape):
+    quadratic = quadratic_of(*shape, seed=2)
+    search = FactorSearch(quadratic.gram)
+
+    def found(nonzeros, start=None):
+        factors = search.factors(quadratic.cross, split(nonzeros, shape, 0.5), start)
+        left, right = search.improved(quadratic.cross, factors, sweeps=3)
+        inner = ((left != 0).any(dim=0) & (right != 0).any(dim=1)).sum()
+        return (left, right), int(inner), quadratic.excess(left @ right)
+
+    small, few, _ = found(60)
+    _, inner, grown = found(500, small)
+    _, _, anew = found(500)
+    assert few < min(shape) / 2
+    assert inner > 2 * few
+    assert grown <= 1.25 * anew
+
+
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12)], ids=["wide", "tall"])
 def test_factors_improved_on_their_supports_come_to_a_stationary_point(shape):
     quadratic = quadratic_of(*shape, seed=1)
