@@ -22,7 +22,7 @@ from nettrim.budgets import Fitted, smallest_of_several
 from nettrim.factor_search import Factors, FactorSearch, split
 from nettrim.factors import PARTS, store_product
 
-# Of the nonzeros, how many go to the square factor. The one that is the best most often first.
+# Of the nonzeros, how many go to the square factor; each is tried.
 _SQUARE_SHARES = (0.67, 0.5, 0.25)
 _SWEEPS = 3
 
