@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class SparseProblem:
         outputs: OutputSet,
         start: WarmStart | SolverResult,
         ridge: float,
-    ) -> "SparseProblem":
+    ) -> Self:
         """The problem of a layer with some of the inputs, given by a mask."""
         some = WarmStart(start.weight[:, used], start.bias)
         return cls(on_inputs(inputs, used.nonzero()[:, 0]), outputs, some, ridge)
