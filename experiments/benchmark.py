@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from experiments.benchmarks.against_cone_solvers import against_cone_solvers
 from experiments.benchmarks.memory import memory
-from experiments.benchmarks.one_layer import one_layer, tolerance_path
+from experiments.benchmarks.one_layer import one_layer, sum_of_structures, tolerance_path
 from experiments.benchmarks.ranks import rank_search
 from experiments.benchmarks.shapes import growth, large_layers
 from experiments.benchmarks.sparse_layers import sparse_layers
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PARTS: dict[str, Callable[[DictConfig, torch.device], list[dict]]] = {
     "layer": one_layer,
+    "sum": sum_of_structures,
     "path": tolerance_path,
     "lowest_rank": rank_search,
     "growth": growth,

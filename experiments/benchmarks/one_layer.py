@@ -12,6 +12,7 @@ from ddlr.constraints import OutputSet
 from experiments.benchmarks.layers import Layer, trained_layer
 from experiments.benchmarks.timing import (
     SOLVERS,
+    SUM,
     pair_seconds,
     result_columns,
     solve_layer,
@@ -107,6 +108,16 @@ def plain_trace(layer: Layer, norm: str, settings: DictConfig, penalty: float) -
             return rows
         begun = time.perf_counter()
     raise AssertionError("the plain method iterates without end")
+
+
+def sum_of_structures(cfg: DictConfig, device: torch.device) -> list[dict]:
+    """Low rank plus sparse on the same layer, by the convex program for both at once."""
+    settings = cfg.layer
+    layer = trained_layer(cfg, device, settings.samples)
+    solved = timed_solve(layer, SUM, settings.relative_tolerance, settings.gap)
+    pairs = solved["seconds"] / solved["pair_seconds"]
+    log.info("%s: %d iterations, %.0f pairs", SUM, solved["iterations"], pairs)
+    return [{**solved, "case": "solve"}]
 
 
 def tolerance_path(cfg: DictConfig, device: torch.device) -> list[dict]:

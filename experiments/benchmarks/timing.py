@@ -14,10 +14,12 @@ import torch
 
 from ddlr import ConvergenceError, SolverResult, solve_low_rank
 from experiments.benchmarks.layers import Layer
-from nettrim import solve_sparse
+from nettrim import solve_low_rank_plus_sparse, solve_sparse
 
 SOLVERS = {"nuclear": solve_low_rank, "l1": solve_sparse}
+SUM = "nuclear and l1"
 _PAIR_REPETITIONS = 15
+_ALL_SOLVERS = {**SOLVERS, SUM: solve_low_rank_plus_sparse}
 _Result = TypeVar("_Result")
 
 
@@ -43,7 +45,7 @@ def solve_layer(
 ) -> SolverResult:
     """Our solve of a layer; also the result of one that ends at its limit of iterations."""
     try:
-        return SOLVERS[norm](
+        return _ALL_SOLVERS[norm](
             layer.inputs,
             layer.targets,
             layer.radius(relative_tolerance),

@@ -20,7 +20,7 @@ from experiments.report.markdown import markdown_table
 from experiments.report.outcomes import TargetOutcome
 from experiments.report.size_ratios import EQUAL_DROPS
 from experiments.report.sizes_at_drop import Asked, small_enough, smaller_than_baselines
-from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
+from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH, SUM_OF_STRUCTURES
 from experiments.report.tables import (
     CIFAR10,
     FRACTIONS,
@@ -108,6 +108,12 @@ TARGETS = (
         f"<= {RANK_RATIO:g} for every layer",
         lower_rank,
         ("sweeps", "layers"),
+    ),
+    Target(
+        "LeNet-300-100's first layer, 5000 samples: low rank plus sparse, convex, gap of 1e-2",
+        "<= 300 pairs",
+        partial(benchmarked, what=SUM_OF_STRUCTURES),
+        ("benchmark_targets",),
     ),
     Target(
         "LeNet-5's layer of 800 x 500, 5000 samples: the best weight of one rank",

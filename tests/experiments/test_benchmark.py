@@ -10,7 +10,7 @@ import pytest
 from commands import DIGITS, command
 from experiments import benchmarks
 from experiments.configuration import REPOSITORY
-from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
+from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH, SUM_OF_STRUCTURES
 
 RANKS_OF_DIGITS = (
     "model@lowest_rank.model=mlp_digits",
@@ -40,7 +40,7 @@ def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "results/benchmark.csv")
-    parts = {"reference", "layer", "path", "lowest_rank", "growth", "memory", "sparse"}
+    parts = {"reference", "layer", "sum", "path", "lowest_rank", "growth", "memory", "sparse"}
     assert set(table["part"]) == parts
     solved = table[table["gap_asked"].notna()]
     assert (solved["status"] == "converged").all()
@@ -53,6 +53,7 @@ def test_the_benchmark_measures_certified_solves_and_draws_them(tmp_path):
     targets = pd.read_csv(tmp_path / "results/benchmark_targets.csv")
     assert {"yes", "no"} >= set(targets["met"])
     assert any("pairs an iteration" in what for what in targets["what"])
+    assert SUM_OF_STRUCTURES in set(targets["what"])
     for figure in ("convergence", "scaling"):
         assert (tmp_path / f"results/figures/{figure}.png").stat().st_size > 10_000
 

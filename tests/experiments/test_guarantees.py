@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH
+from experiments.report.solver_targets import ONE_RANK, RANK_SEARCH, SUM_OF_STRUCTURES
 from experiments.report.tables import MNIST
 from made_up_curves import ALL_SEEDS, judged, to_a_drop
 
@@ -92,7 +92,12 @@ def test_the_test_drop_lies_in_the_interval_reported():
 
 
 @pytest.mark.parametrize(
-    ("what", "named"), [("best weight of one rank", ONE_RANK), ("whole search", RANK_SEARCH)]
+    ("what", "named"),
+    [
+        ("best weight of one rank", ONE_RANK),
+        ("whole search", RANK_SEARCH),
+        ("low rank plus sparse, convex", SUM_OF_STRUCTURES),
+    ],
 )
 def test_times_are_those_of_the_benchmark(what, named):
     rows = [("another", "<= 3", "> 19.5", "no"), (named, "<= 12", "9.31", "yes")]
