@@ -7,7 +7,7 @@ import pandas as pd
 
 from experiments.report.curves import at_sizes
 from experiments.report.outcomes import TargetOutcome
-from experiments.report.tables import GROUP, ONE_TOLERANCE
+from experiments.report.tables import FRACTIONS, GROUP, ONE_TOLERANCE
 from experiments.report.variants import (
     ALLOCATION_WORDS,
     LAYER_REFITS,
@@ -21,18 +21,23 @@ SINGLE_SEED_MARGIN = 0.2  # points, where there is no spread over seeds
 SIZES = np.geomspace(0.002, 1, 128)  # kept fractions at which frontiers are compared, 5 % apart
 
 
-def on_the_frontier(sweeps: pd.DataFrame, model: str) -> TargetOutcome:
+def on_the_frontier(sweeps: pd.DataFrame, model: str, counted: str = "weights") -> TargetOutcome:
     """No baseline is above the best of ours at any size by more than the spread over seeds.
 
     Ours at a size is the one that is best there on held-out samples. A baseline is compared on the
     seeds that it was run with, at every number of calibration samples that it was run with.
+    `counted` is a key of `tables.FRACTIONS`.
     """
+    fraction = FRACTIONS[counted]
+    if fraction not in sweeps:
+        return TargetOutcome()
     runs = sweeps[sweeps["model"] == model]
     runs = runs[
         runs["refit"].isin(LAYER_REFITS) & runs["goal"].isin([*ALLOCATION_WORDS, ONE_TOLERANCE])
     ]
     are_ours = runs["method"].isin(OURS)
-    ours, baselines = curves(runs[are_ours]), curves(runs[is_baseline(runs)])
+    ours = curves(runs[are_ours], fraction)
+    baselines = curves(runs[is_baseline(runs)], fraction)
     if not ours or not baselines:
         return TargetOutcome()
     dense = runs.groupby("seed")["accuracy_dense"].first()
@@ -73,14 +78,15 @@ class Curve:
     drop: pd.DataFrame
 
 
-def curves(runs: pd.DataFrame) -> list[Curve]:
-    """A curve for each method, variant and goal of the runs."""
+def curves(runs: pd.DataFrame, fraction: str = "kept_fraction") -> list[Curve]:
+    """A curve for each method, variant and goal of the runs, over one of `tables.FRACTIONS`."""
     of_groups = []
     for key, rows in runs.groupby(GROUP):
         by_seed = list(rows.groupby("seed"))
         accuracy, drop = (
             pd.DataFrame(
-                {seed: at_sizes(rows, column, SIZES) for seed, rows in by_seed}, index=SIZES
+                {seed: at_sizes(rows, column, SIZES, fraction) for seed, rows in by_seed},
+                index=SIZES,
             )
             for column in ("accuracy", "accuracy_drop_held_out")
         )

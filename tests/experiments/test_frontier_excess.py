@@ -7,11 +7,11 @@ from experiments.report.frontier_excess import SINGLE_SEED_MARGIN, Curve, excess
 from made_up_curves import ALL_SEEDS, curve, judged
 
 FRONTIERS = {
-    "lenet_300_100": "LeNet-300-100.*above ours",
-    "fc_nettrim": "784-300.*above ours",
-    "lenet5": "LeNet-5 on.*above ours",
-    "convnet_nettrim": "conv net.*above ours",
-    "vgg_small": "VGG.*above ours",
+    "lenet_300_100": "LeNet-300-100.*above ours.*weights",
+    "fc_nettrim": "784-300.*above ours.*weights",
+    "lenet5": "LeNet-5 on.*above ours.*weights",
+    "convnet_nettrim": "conv net.*above ours.*weights",
+    "vgg_small": "VGG.*above ours.*weights",
 }
 
 
@@ -61,6 +61,22 @@ def test_ours_at_a_size_is_the_one_that_held_out_samples_choose():
     row = judged(what, ours, raised(baseline, 1.0), lucky)
     assert row["measured"].startswith("largest excess +1.00 points at ")
     assert row["met"] == "no"
+
+
+def test_weights_and_bytes_have_a_frontier_each():
+    in_weights = FRONTIERS["lenet5"]
+    in_bytes = in_weights.replace("weights", "bytes")
+    ours, baseline = (curve(method, 0.1, model="lenet5") for method in ("lowest_rank", "svd"))
+    few_bytes = baseline.assign(bytes_fraction=0.8 * baseline["bytes_fraction"])
+    assert judged(in_weights, ours, few_bytes)["met"] == "yes"
+    assert judged(in_bytes, ours, few_bytes)["met"] == "no"
+    many_bytes = baseline.assign(
+        kept_fraction=0.8 * baseline["kept_fraction"], bytes_fraction=baseline["bytes_fraction"]
+    )
+    assert judged(in_weights, ours, many_bytes)["met"] == "no"
+    assert judged(in_bytes, ours, many_bytes)["met"] == "yes"
+    without = [rows.drop(columns="bytes_fraction") for rows in (ours, baseline)]
+    assert judged(in_bytes, *without)["measured"] == "not measured"
 
 
 def test_with_one_seed_a_baseline_may_be_above_by_a_named_margin():
