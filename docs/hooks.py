@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOM = "repository"
 # Linked from what is linked itself.
-ALWAYS = ("results/README.md", "results/claims.md", "results/targets.md", "results/figures/*.png")
+ALWAYS = ("results/*.md", "results/figures/*.png")
 _LINK = re.compile(r"(\]\()((?:\.\./)+)([^)#\s]+)")
 _CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>)", flags=re.DOTALL)
 _FIGURE = re.compile(r"^(!\[[^]]*\]\(([^)\s]+)\))$", flags=re.MULTILINE)

@@ -32,7 +32,8 @@ class Asked:
 class Size:
     """The size of a method in one variant at a held-out drop, over seeds, and its test drop.
 
-    `at_most` says that some seed's smallest network measured is within the drop already.
+    `at_most` says that some seed's smallest network measured is within the drop already, `earlier`
+    that some of the runs were made by earlier code.
     """
 
     variant: str
@@ -41,6 +42,7 @@ class Size:
     high: float
     test_drop: float
     at_most: bool
+    earlier: bool = False
 
     @property
     def percent(self) -> str:
@@ -64,7 +66,7 @@ def smaller_than_baselines(sweeps: pd.DataFrame, asked: Asked, limit: float) -> 
     Each is the best of all numbers of calibration samples and ridges, by the held-out size. Where
     the baseline may be smaller still than it was measured, the target is not met.
     """
-    runs = _of_network(sweeps, asked)
+    runs = runs_of(sweeps, asked)
     runs = runs[is_baseline(runs)]
     ours, best = smallest(our_sizes(sweeps, asked)), smallest(sizes(runs, asked))
     if ours is None or best is None:
@@ -81,7 +83,7 @@ def smaller_than_baselines(sweeps: pd.DataFrame, asked: Asked, limit: float) -> 
 
 
 def our_sizes(sweeps: pd.DataFrame, asked: Asked) -> list[Size]:
-    runs = _of_network(sweeps, asked)
+    runs = runs_of(sweeps, asked)
     return sizes(runs[runs["method"].isin(OURS) & runs["goal"].isin(ALLOCATION_WORDS)], asked)
 
 
@@ -91,8 +93,8 @@ def sizes(runs: pd.DataFrame, asked: Asked) -> list[Size]:
     return [size for size in of_groups if size is not None]
 
 
-def _of_network(sweeps: pd.DataFrame, asked: Asked) -> pd.DataFrame:
-    """The runs that are asked for; none of a table that does not count so."""
+def runs_of(sweeps: pd.DataFrame, asked: Asked) -> pd.DataFrame:
+    """The runs with all seeds that are asked for; none of a table that does not count so."""
     runs = with_all_seeds(sweeps)
     if FRACTIONS[asked.counted] not in runs:
         return runs.iloc[:0]
@@ -103,8 +105,9 @@ def _size(key: tuple, rows: pd.DataFrame, asked: Asked) -> Size | None:
     at_drop, test_drops, at_most = sizes_by_seed(rows, asked.drop, FRACTIONS[asked.counted])
     if np.isnan(at_drop).any():
         return None
+    earlier = "earlier" in rows and bool(rows["earlier"].any())
     over_seeds = (np.mean(at_drop), min(at_drop), max(at_drop))
-    return Size(variant_words(GROUP, key), *over_seeds, np.mean(test_drops), at_most)
+    return Size(variant_words(GROUP, key), *over_seeds, np.mean(test_drops), at_most, earlier)
 
 
 def smallest(sizes: Iterable[Size]) -> Size | None:

@@ -13,10 +13,10 @@ from made_up_curves import curve, to_a_drop
 def test_without_tables_nothing_is_measured():
     for tables in ({}, {"sweeps": curve("svd", 0.1, model="another")}):
         found = measured_targets(tables)
-        assert len(found) == 40
+        assert len(found) == 46
         assert set(found["measured"]) == {"not measured"}
         assert set(found["met"]) == {""}
-        assert report(found).count("\n| ") == 42
+        assert report(found).count("\n| ") == 48
 
 
 def test_the_command_writes_both_tables_without_torch(tmp_path):
