@@ -36,6 +36,7 @@ class Size:
     that some of the runs were made by earlier code.
     """
 
+    method: str
     variant: str
     mean: float
     low: float
@@ -107,7 +108,9 @@ def _size(key: tuple, rows: pd.DataFrame, asked: Asked) -> Size | None:
         return None
     earlier = "earlier" in rows and bool(rows["earlier"].any())
     over_seeds = (np.mean(at_drop), min(at_drop), max(at_drop))
-    return Size(variant_words(GROUP, key), *over_seeds, np.mean(test_drops), at_most, earlier)
+    method = key[GROUP.index("method")]
+    words = variant_words(GROUP, key)
+    return Size(method, words, *over_seeds, np.mean(test_drops), at_most, earlier)
 
 
 def smallest(sizes: Iterable[Size]) -> Size | None:

@@ -1,8 +1,10 @@
 """The tables at an equal drop of accuracy, of made-up runs."""
 
+import re
+
 import pandas as pd
 
-from experiments.report.at_equal_drop import report, sizes_table
+from experiments.report.at_equal_drop import ratios_table, report, sizes_table
 from experiments.report.tables import NETWORK_TITLES
 from made_up_curves import curve
 
@@ -58,6 +60,29 @@ def test_bounds_and_rows_of_earlier_code_are_marked():
     assert found["lowest rank"] == ["**10.00; 1.00†**"]
 
 
+def test_with_all_layers_trained_together_only_those_count():
+    sweeps = pd.concat([curve("svd", 0.1), curve("svd", 0.3, refit="network")])
+    text = report({"sweeps": sweeps})
+    alone, together = (
+        cells(part[part.index("|") :].partition("\n\n")[0])
+        for part in re.split("## Weights kept at a drop of 1 point", text)[1:]
+    )
+    assert alone["SVD of the weights"] == ["**10.00; 1.00**"]
+    assert together["SVD of the weights"] == ["**30.00; 1.00**"]
+
+
+def test_the_ratio_is_of_the_least_of_ours_over_the_least_of_all_baselines():
+    ours = [curve("lowest_rank", 0.1), curve("smallest", 0.08)]
+    baselines = [curve("svd", 0.2), curve("alps", 0.16), curve("svd", 0.01, refit="network")]
+    step = curve("activation_svd_selected", 0.01)
+    other = curve("svd", 0.1, model="lenet5")
+    found = cells(ratios_table(pd.concat([*ours, *baselines, step, other])))
+    first = found[NETWORK_TITLES["lenet_300_100"]]
+    assert first[0] == "0.50: smallest form 8.00 %; ALPS 16.00 %"
+    assert first[2] == "0.50: smallest form 9.60 %; ALPS 19.20 %"
+    assert found[NETWORK_TITLES["lenet5"]] == ["not measured"] * 4
+
+
 def test_times_are_those_of_the_faster_form():
     rows = [
         {"method": method, "form": form, "seed": seed, "batch": batch, "speedup": speedup}
@@ -70,7 +95,7 @@ def test_times_are_those_of_the_faster_form():
     ]
     text = report({"times_at_drop": pd.DataFrame(rows)})
     assert text.count("\n## Times as fast as the dense layers, batch ") == 2
-    found = cells(text[text.index("| |".replace(" ", "  ")) :].partition("\n\n")[0])
+    found = cells(text[text.index("|") :].partition("\n\n")[0])
     assert found["smallest form"] == ["**7.5 (6.0 to 9.0)**"]
     assert found["SVD of the weights"] == ["3.8 (3.0 to 4.5)"]
     assert "Not measured." not in text
