@@ -18,14 +18,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import ddlr
 import nettrim
 from experiments.configuration import CONFIG_PATH, REPOSITORY
-from experiments.report.sizes_at_drop import Asked, sizes
+from experiments.report import at_equal_drop
+from experiments.report.at_equal_drop import ratios_table, sizes_table
+from experiments.report.sizes_at_drop import Asked, our_sizes, sizes
 from experiments.report.sizes_at_drop import smallest as smallest_of
-from experiments.report.tables import NETWORK_TITLES, read_table, with_all_seeds
-from experiments.report.variants import OURS, TODAYS_RIVALS
+from experiments.report.tables import (
+    METHOD_TITLES,
+    NETWORK_TITLES,
+    read_table,
+    read_tables,
+    with_all_seeds,
+)
+from experiments.report.variants import TODAYS_RIVALS, is_baseline
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 RESULTS = REPOSITORY / "docs/results.md"
 NETWORKS = ["lenet_300_100", "fc_nettrim", "lenet5", "convnet_nettrim", "vgg_small"]
+NAMES = {
+    "lenet_300_100": "LeNet-300-100",
+    "fc_nettrim": "784-300-1000-100-10",
+    "lenet5": "LeNet-5",
+    "convnet_nettrim": "the conv net",
+    "vgg_small": "the VGG-style net",
+}
 CLOSED_FORMS = ["svd", "activation_svd", "magnitude", "magnitude_global"]
 # Methods of a row; the two kinds of magnitude pruning share one.
 ROWS = {
@@ -103,23 +118,6 @@ def is_earlier(size: pd.Series) -> bool:
 def size_in_words(size: pd.Series) -> str:
     mark = EARLIER.get(size["method"], "") if is_earlier(size) else ""
     return f"{mark}{100 * size['fraction']:.1f} %"
-
-
-def wrong_sizes(text: str) -> set[str]:
-    """Cells of the table of sizes at one point that are not those of `sizes.csv`."""
-    table, wrong = table_after(text, "Weights kept at a held-out loss"), set()
-    for name, methods in ROWS.items():
-        for cell, model in zip(table[name], NETWORKS, strict=True):
-            size = smallest(model, methods, 1)
-            if size is None or cell == "not run":
-                if size is not None or cell != "not run":
-                    wrong.add(f"{name}, {model}: {cell}")
-                continue
-            said, drop = re.fullmatch(r"(.*) \((.*)\)", cell).groups()
-            # Variants of the same size may lose different numbers of points.
-            if said != size_in_words(size) or abs(float(drop) - size["accuracy_drop"]) > 0.05:
-                wrong.add(f"{name}, {model}: {cell}")
-    return wrong
 
 
 def wrong_closed_forms(text: str) -> set[str]:
@@ -219,15 +217,12 @@ def test_results_gives_the_verdicts_of_the_claims():
     assert table_after(text_of(RESULTS), "| claim |") == claims
 
 
-def test_sizes_are_those_of_the_table_and_upper_bounds_are_marked():
-    text = text_of(RESULTS)
-    assert wrong_sizes(text) == set()
-    assert wrong_sizes(text.replace("| 1.6 % (0.83)", "| 1.7 % (0.83)")) == {
-        "fewest weights, lenet5: 1.7 % (0.83)"
-    }
-    assert wrong_sizes(text.replace("at most 28.0 %", "28.0 %")) == {
-        "Net-Trim, fc_nettrim: 28.0 % (0.51)"
-    }
+def test_tables_at_an_equal_drop_are_those_of_the_runs():
+    sweeps, text = results("sweeps"), text_of(RESULTS)
+    assert ratios_table(sweeps) in text
+    assert sizes_table(sweeps, "weights", 1.0) in text
+    made = at_equal_drop.report(read_tables(REPOSITORY / "results"))
+    assert made == text_of(REPOSITORY / "results/at_equal_drop.md")
 
 
 def test_closed_forms_and_convex_programs_are_those_of_the_table():
@@ -253,28 +248,35 @@ def test_closed_forms_keep_less_where_the_readme_says_so():
     assert "on four networks; on 784-300-1000-100-10 that is open" in prose(PAGES[0])
 
 
-def test_ours_are_the_least_of_the_tables_but_where_the_readme_says_otherwise():
+def test_the_readme_says_how_ours_stand_to_the_best_baseline_on_each_axis():
     readme = prose(PAGES[0])
-    ours = {model: smallest(model, list(OURS), 1) for model in NETWORKS}
-    least = {"lenet_300_100": "smallest", "lenet5": "fewest_nonzeros"}
-    for model, size in ours.items():
-        assert size["method"] == least.get(model, "fewest_weights")
-    shares = [100 * each["fraction"] for each in ours.values()]
-    assert f"at most {min(shares):.1f} to {max(shares):.1f} %" in readme
-    others = [each for each in results("sizes")["method"].unique() if each not in OURS]
-    best = {model: smallest(model, others, 1) for model in NETWORKS}
-    smaller = [model for model in NETWORKS if best[model]["fraction"] < ours[model]["fraction"]]
-    assert smaller == ["fc_nettrim"] and best["fc_nettrim"]["method"] == "osscar"
-    rival, own = (100 * each["fc_nettrim"]["fraction"] for each in (best, ours))
-    assert f"OSSCAR with low rank, keeps less ({rival:.1f} against {own:.1f} %)" in readme
-    measured = outcomes("our weights at a drop of at most 0.5 points")["measured"]["lenet5"]
-    own, rival = (float(each) for each in re.findall(r"([\d.]+) % \(", measured))
-    assert "ALPS" in measured and rival < own < 1.03 * rival
-    assert f"are level ({rival:.2f} against {own:.2f} %, interpolated)" in readme
+    ours = {model: smallest_of(our_sizes(results("sweeps"), Asked(model))) for model in NETWORKS}
+    shares = [100 * each.mean for each in ours.values()]
+    assert f"ours keep {min(shares):.1f} to {max(shares):.1f} % of the weights" in readme
+    said = {
+        counted: [
+            f"{min(found):.2f} to {max(found):.2f}"
+            for drop in (1, 0.5)
+            for found in [list(ratios(counted, drop).values())]
+        ]
+        for counted in ("weights", "bytes")
+    }
+    at_one, at_half = said["weights"]
+    assert f"{at_one} times what the best baseline keeps, and {at_half} times at half a" in readme
+    at_one, at_half = said["bytes"]
+    assert f"In bytes it is {at_one} and {at_half} times" in readme
     rows = results("sizes")
     run = set(rows[rows["method"].isin(TODAYS_RIVALS)]["model"])
     assert run == {"lenet_300_100", "fc_nettrim", "lenet5"}
     assert "On CIFAR-10 (one seed) today's rivals were not run" in readme
+    assert set(results("targets").query("target == 'is ours'")["measured"]) == {"not measured"}
+    assert "Times at an equal loss were not compared" in readme
+
+
+def ratios(counted: str, drop: float) -> dict[str, float]:
+    """Ours over the best baseline, by network."""
+    rows = outcomes(f"our {counted} at a drop of at most {drop:g} points")
+    return {model: float(text.partition(":")[0]) for model, text in rows["measured"].items()}
 
 
 def outcomes(of: str) -> pd.DataFrame:
@@ -289,34 +291,34 @@ def outcomes(of: str) -> pd.DataFrame:
 
 
 def test_the_page_says_where_a_baseline_is_above_ours():
-    met, text = outcomes("baselines above ours"), prose(RESULTS)
-    lose, win = text[text.index("### Where ours lose") :].split("### Where ours win")
-    assert list(met.index[met["met"] == "no"]) == ["lenet5"]
-    low, high, points = (
-        re.search(r"within ([\d.]+) to ([\d.]+) %", met.loc["lenet5", "measured"]).groups()
-        + re.search(r"excess \+([\d.]+)", met.loc["lenet5", "measured"]).groups()
-    )
-    assert "by 3 of" in met.loc["lenet5", "measured"]
-    three = "On LeNet-5 three baselines are more accurate than ours at equal sizes"
-    assert f"{three} from {low} to {high} %" in lose
-    assert f"above ours by more than {points} points there" in lose
-    assert "On LeNet-300-100 and 784-300-1000-100-10 no baseline is above ours" in win
+    text = prose(RESULTS)
+    lose = text[text.index("### Where ours lose") :].partition("### ")[2].partition("### ")[0]
+    for counted in ("weights", "bytes"):
+        judged = outcomes(f"baselines above ours at any number of {counted}")
+        places = []
+        for model, row in judged[judged["met"] == "no"].iterrows():
+            low, high = re.search(r"within ([\d.]+) to ([\d.]+) %", row["measured"]).groups()
+            points = re.search(r"excess \+([\d.]+)", row["measured"])[1]
+            where = f"{low} %" if low == high else f"{low} to {high} %"
+            places.append(f"{NAMES[model]} (at {where}, by at most {points} points)")
+        assert f"At equal {counted} a baseline is above ours on {' and '.join(places)}." in lose
 
 
-@pytest.mark.parametrize(
-    ("drop", "words"),
-    [
-        (1, ["keeps 0.83 times", "keep 0.81 times", "there (1.04", "0.64 times", "0.45 times"]),
-        (0.5, ["(0.92 times", "(1.27 times", "LeNet-5 (1.02", "(1.01)", "(1.13)"]),
-    ],
-)
-def test_ratios_to_the_best_baseline_are_those_of_the_targets(drop, words):
-    rows = outcomes(f"our weights at a drop of at most {drop:g} points")
-    ratios = {model: measured.partition(":")[0] for model, measured in rows["measured"].items()}
-    if drop == 0.5:  # the page has those that miss the target
-        assert set(rows.index[rows["met"] == "no"]) == set(ratios)
-    assert sorted(re.search(r"\d\.\d\d", each)[0] for each in words) == sorted(ratios.values())
-    assert all(each in prose(RESULTS) for each in words)
+def test_the_page_says_where_a_baseline_trained_together_keeps_less():
+    runs, text = with_all_seeds(results("sweeps")), prose(RESULTS)
+    runs = runs[runs["refit"] == "network"]
+    for drop, words in ((1, "at one point"), (0.5, "at half a point")):
+        places = []
+        for model in NETWORKS:
+            asked = Asked(model, drop, ("network",))
+            of_model = runs[runs["model"] == model]
+            ours = smallest_of(our_sizes(of_model, asked))
+            best = smallest_of(sizes(of_model[is_baseline(of_model)], asked))
+            if ours is not None and best is not None and best.mean < ours.mean:
+                title = METHOD_TITLES[best.method]
+                pair = f"{100 * best.mean:.2f} against {100 * ours.mean:.2f} %"
+                places.append(f"{title} on {NAMES[model]} ({pair})")
+        assert f"keep less {words}: {', '.join(places)}" in text, places
 
 
 def test_sizes_with_all_layers_trained_together_are_those_of_the_runs():
@@ -328,6 +330,10 @@ def test_sizes_with_all_layers_trained_together_are_those_of_the_runs():
     on_few, on_more = trained_together("lenet5", ["fewest_nonzeros"])
     few = f"On LeNet-5 the fewest nonzeros ran so, too: {on_more}, with 5000 samples {on_few}."
     assert few in prose(RESULTS)
+    alone = smallest_of(our_sizes(results("sweeps"), Asked("lenet5")))
+    worse = trained_together("lenet5", ["smallest"])[0]
+    words = f"worse: {worse}, without it {100 * alone.mean:.2f} % ({alone.test_drop:.2f})."
+    assert alone.method == "smallest" and words in prose(RESULTS)
 
 
 def trained_together(model: str, methods: list[str]) -> list[str]:
