@@ -6,7 +6,15 @@ import pandas as pd
 
 from experiments.report.markdown import NOT_MEASURED, markdown_table, spread
 from experiments.report.size_ratios import EQUAL_DROPS
-from experiments.report.sizes_at_drop import Asked, Size, our_sizes, runs_of, sizes, smallest
+from experiments.report.sizes_at_drop import (
+    Asked,
+    Size,
+    baseline_sizes,
+    our_sizes,
+    runs_of,
+    sizes,
+    smallest,
+)
 from experiments.report.tables import FRACTIONS, METHOD_TITLES, NETWORK_TITLES, in_order
 from experiments.report.times_at_drop import over_seeds
 from experiments.report.variants import (
@@ -47,10 +55,12 @@ def report(tables: dict[str, pd.DataFrame]) -> str:
         parts.append(f"## Ours over the best baseline\n\n{ratios_table(sweeps)}")
         for counted in FRACTIONS:
             for drop in _DROPS:
-                parts.append(f"## {heading(counted, drop)}\n\n{sizes_table(sweeps, counted, drop)}")
+                parts.append(
+                    f"## {_heading(counted, drop)}\n\n{sizes_table(sweeps, counted, drop)}"
+                )
         for drop in _DROPS:
             table = sizes_table(sweeps, "weights", drop, (NETWORK_REFIT,))
-            parts.append(f"## {heading('weights', drop)}, all layers trained together\n\n{table}")
+            parts.append(f"## {_heading('weights', drop)}, all layers trained together\n\n{table}")
     times = tables.get("times_at_drop")
     if times is None:
         parts.append(f"## Times\n\n{NOT_MEASURED.capitalize()}.")
@@ -59,7 +69,7 @@ def report(tables: dict[str, pd.DataFrame]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def heading(counted: str, drop: float) -> str:
+def _heading(counted: str, drop: float) -> str:
     return f"{counted.capitalize()} kept at a drop of {_points(drop)}"
 
 
@@ -77,11 +87,13 @@ def ratios_table(sweeps: pd.DataFrame) -> str:
 
 
 def _ratio(sweeps: pd.DataFrame, asked: Asked) -> str:
-    runs = runs_of(sweeps, asked)
-    ours, best = smallest(our_sizes(sweeps, asked)), smallest(sizes(runs[is_baseline(runs)], asked))
+    ours, best = smallest(our_sizes(sweeps, asked)), smallest(baseline_sizes(sweeps, asked))
     if ours is None or best is None:
         return NOT_MEASURED
-    own, rival = (f"{METHOD_TITLES[each.method]} {100 * each.mean:.2f} %" for each in (ours, best))
+    own, rival = (
+        f"{METHOD_TITLES.get(each.method, each.method)} {_marked(each, f'{100 * each.mean:.2f} %')}"
+        for each in (ours, best)
+    )
     return f"{ours.mean / best.mean:.2f}: {own}; {rival}"
 
 
@@ -146,8 +158,11 @@ def _points(drop: float) -> str:
 
 def _size_in_words(size: Size) -> str:
     text = spread(100 * size.mean, 100 * size.low, 100 * size.high, 2)
-    at_most, dagger = "at most " if size.at_most else "", _DAGGER if size.earlier else ""
-    return f"{at_most}{text}; {size.test_drop:.2f}{dagger}"
+    return _marked(size, f"{text}; {size.test_drop:.2f}")
+
+
+def _marked(size: Size, text: str) -> str:
+    return f"{'at most ' if size.at_most else ''}{text}{_DAGGER if size.earlier else ''}"
 
 
 def _in_order(rows: pd.DataFrame) -> list[str]:

@@ -67,14 +67,12 @@ def smaller_than_baselines(sweeps: pd.DataFrame, asked: Asked, limit: float) -> 
     Each is the best of all numbers of calibration samples and ridges, by the held-out size. Where
     the baseline may be smaller still than it was measured, the target is not met.
     """
-    runs = runs_of(sweeps, asked)
-    runs = runs[is_baseline(runs)]
-    ours, best = smallest(our_sizes(sweeps, asked)), smallest(sizes(runs, asked))
+    ours, best = smallest(our_sizes(sweeps, asked)), smallest(baseline_sizes(sweeps, asked))
     if ours is None or best is None:
         return TargetOutcome()
     ratio = ours.mean / best.mean
     word = "at least " if best.at_most else ""
-    seeds = runs["seed"].nunique()
+    seeds = runs_of(sweeps, asked)["seed"].nunique()
     alone = "; of one seed, whose spread is not known" if seeds == 1 else ""
     return TargetOutcome(
         bool(ratio <= limit and not best.at_most),
@@ -86,6 +84,11 @@ def smaller_than_baselines(sweeps: pd.DataFrame, asked: Asked, limit: float) -> 
 def our_sizes(sweeps: pd.DataFrame, asked: Asked) -> list[Size]:
     runs = runs_of(sweeps, asked)
     return sizes(runs[runs["method"].isin(OURS) & runs["goal"].isin(ALLOCATION_WORDS)], asked)
+
+
+def baseline_sizes(sweeps: pd.DataFrame, asked: Asked) -> list[Size]:
+    runs = runs_of(sweeps, asked)
+    return sizes(runs[is_baseline(runs)], asked)
 
 
 def sizes(runs: pd.DataFrame, asked: Asked) -> list[Size]:

@@ -83,6 +83,13 @@ def test_the_ratio_is_of_the_least_of_ours_over_the_least_of_all_baselines():
     assert found[NETWORK_TITLES["lenet5"]] == ["not measured"] * 4
 
 
+def test_a_ratio_of_a_size_that_is_a_bound_says_so():
+    within = curve("svd", 0.2, drops=(0.9, 0.5, 0.1))
+    found = cells(ratios_table(pd.concat([curve("lowest_rank", 0.05), within])))
+    first = found[NETWORK_TITLES["lenet_300_100"]][0]
+    assert first == "0.50: lowest rank 5.00 %; SVD of the weights at most 10.00 %"
+
+
 def test_times_are_those_of_the_faster_form():
     rows = [
         {"method": method, "form": form, "seed": seed, "batch": batch, "speedup": speedup}

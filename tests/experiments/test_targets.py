@@ -29,6 +29,8 @@ def test_the_command_writes_both_tables_without_torch(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         texts.append((tmp_path / "targets.md").read_text())
+        at_equal_drop = (tmp_path / "at_equal_drop.md").read_text()
+        assert "| lowest rank | **2.00; 1.00** |" in at_equal_drop
     assert texts[0] == texts[1]
     assert texts[0] in done.stdout
     assert "| 2.00 %, lowest rank, refit none, parallel | 1.00 | yes |" in texts[0]
